@@ -1,0 +1,3 @@
+"""robustmim: adversarial robustness by masked image modelling."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,52 @@
+"""`robustmim pretrain RECIPE`: train a masked model."""
+
+from __future__ import annotations
+
+from robustmim.cli.arguments import JobOptions, parse
+from robustmim.config import PretrainRecipe
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    recipe, options, name = parse("pretrain", PretrainRecipe, JobOptions, arguments)
+
+    import torch
+
+    from robustmim.cli.training import open_loader, open_source, run_training
+    from robustmim.data.loader import Mixture
+    from robustmim.evaluate.accuracy import masked_loss
+    from robustmim.models.zoo import saved_config
+    from robustmim.registry import build
+    from robustmim.train.distributed import world
+    from robustmim.train.objectives import MaskedReconstruction
+    from robustmim.train.probe import PurificationProbe
+
+    with world(options.device) as here:
+        validation = open_source(recipe.validation, here.device)
+        torch.manual_seed(recipe.run.seed)  # the initial weights; every later draw is keyed
+        model = build("masked-model", recipe.model.name, **recipe.model.options).to(here.device)
+        loaders = [
+            open_loader(config, recipe.run, here, open_source(config, here.device))
+            for config in (recipe.data, *recipe.mixture)
+        ]
+        wants_probe = recipe.probe.classifier is not None and here.leads and not options.dry_run
+        probe = PurificationProbe(recipe.probe, device=here.device, seed=recipe.run.seed) if wants_probe else None
+
+        def evaluate(trained: torch.nn.Module) -> dict[str, float]:
+            loss = masked_loss(
+                trained, validation, ratio=recipe.validation_ratio, seed=recipe.run.seed, device=here.device
+            )
+            return {"masked_loss": loss} | (probe(trained) if probe else {})
+
+        return run_training(
+            kind="pretrain",
+            name=name,
+            recipe=recipe,
+            options=options,
+            here=here,
+            model=model,
+            objective=MaskedReconstruction(recipe.mask_ratios),
+            batches=Mixture(loaders) if len(loaders) > 1 else loaders[0],
+            evaluate=evaluate,
+            saved_config=saved_config("masked-model", recipe.model),
+        )

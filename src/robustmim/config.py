@@ -1,0 +1,228 @@
+"""Typed recipes: what a YAML file may say. Free of torch, so that `--help` is quick. Field docs appear in `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from robustmim.radius import Radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A registered model and the options it is built with."""
+
+    name: str
+    """Registered name; `robustmim list` shows them."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A data set and how its training images are augmented."""
+
+    name: str = "cifar10"
+    """Registered name: cifar10, cifar100, svhn, tiny-imagenet, imagenet, folder, samples-cifar10, …"""
+    root: str | None = None
+    """Folder that holds the data sets; default: ROBUSTMIM_DATA."""
+    split: str = "train"
+    """The set's own split: train, val or test."""
+    part: Literal["all", "development", "held-out"] = "all"
+    """Of that split: all, the three quarters meant for development, or every fourth sample, kept out of it."""
+    limit: int | None = None
+    """Use only the first so many."""
+    size: int | None = None
+    """Side of the square images, for folders of photographs."""
+    resize: int | None = None
+    """Shorter side before the centre crop to `size`."""
+    crop: int | None = None
+    """Side of a random crop; default: the whole image."""
+    padding: int = 0
+    """Pixels reflected around the image before the random crop."""
+    flip: Literal["none", "random", "alternate"] = "none"
+    """Mirror left to right: at random, or each image in every second epoch."""
+    cutout: int = 0
+    """Side of a random square set to the mean grey, 0 for none."""
+    share: int = 1
+    """In a mixture: steps in a row that this set gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
+    learning_rate: float = 1e-3
+    """Peak rate, for the batch size given (no hidden scaling)."""
+    weight_decay: float = 0.05
+    """Decoupled for adamw, l2 for sgd; not applied to biases and norms."""
+    momentum: float = 0.9
+    """Momentum of sgd; first beta of adamw."""
+    second_momentum: float = 0.95
+    """Second beta of adamw."""
+    bias_scale: float = 1.0
+    """Factor on the learning rate of biases and norms."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    warmup: float = 0.05
+    """Fraction of the run over which the rate rises from zero."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    final: float = 0.0
+    """Rate at the end, as a fraction of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AMRMConfig:
+    """AMRM-Pure, Algorithm 1, with each choice that the paper leaves open as a field (A1–A11 of docs/paper-versus-code)."""
+
+    steps: int = 12
+    """Iterations S; exactly S are run (A10)."""
+    step_size: Radius = Radius("4/255")
+    """λ, in pixel fractions (A1)."""
+    decay: float = 1.0
+    """Factor on the step size (A2); 0.5 in the paper's starred rows."""
+    decay_at: float = 0.5
+    """Fraction of the steps after which the factor applies, once."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Step size over the iterations: the factor above, or a cosine to zero (ours)."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball and of the step (A3)."""
+    radius: Radius = Radius("16/255")
+    """η, how far the purified image may be from the input (A3); inf for anywhere in [0, 1]."""
+    mask_ratio: float = 0.25
+    """Fraction of patches hidden, ρ (A6)."""
+    masks: Literal["fresh", "fixed", "fixed-global", "complementary"] = "fresh"
+    """Masks from iteration to iteration (A4)."""
+    mask_average: int = 1
+    """Masks whose losses are averaged in an iteration, K (A5)."""
+    gradient: Literal["both", "input", "target"] = "both"
+    """Path of the gradient: through the network's input, through the target, or both (A7)."""
+    output: Literal["last", "mean", "best"] = "last"
+    """Last iterate, mean of the iterates, or the one of least loss (A9)."""
+    start_noise: Radius = Radius("0/255")
+    """Deviation of Gaussian noise added before the first step (A11)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What a masked model is for, measured while it trains: does it see an attack, and does it undo it?
+
+    A fixed set of images is attacked once with PGD on a bare classifier; then, at each evaluation, the masked loss of
+    clean and attacked images is compared, and both are purified and classified (gray box).
+    """
+
+    classifier: str | None = None
+    """Zoo name, folder or checkpoint; none for no probe."""
+    arch: str | None = None
+    """Architecture of someone else's checkpoint."""
+    data: str = "cifar10"
+    """Data set the probe's images come from."""
+    split: str = "test"
+    part: Literal["all", "development", "held-out"] = "all"
+    images: int = 128
+    """Number of images."""
+    radii: tuple[Radius, ...] = (Radius("2/255"), Radius("4/255"), Radius("8/255"))
+    """l∞ budgets of the attack."""
+    attack_steps: int = 20
+    """Steps of PGD."""
+    amrm: AMRMConfig = AMRMConfig()
+    """Purification used for the gray-box accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training run has in common."""
+
+    epochs: float = 10
+    """Passes over the (first) data set."""
+    batch_size: int = 128
+    """Images per optimiser step, over all processes."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    ema: float = 0.0
+    """Decay of the averaged weights that are evaluated and saved; 0 for none."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on CUDA where supported, else float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """Train a classifier."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    validation: DataConfig = DataConfig(split="test")
+    """Images the accuracy is measured on."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+    label_smoothing: float = 0.0
+    """Weight of the uniform distribution in the targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """Train a masked model."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    mixture: list[DataConfig] = field(default_factory=list)
+    """More data sets, taken in turns with `data` by their shares; batches never mix image sizes."""
+    validation: DataConfig = DataConfig(split="test", limit=512)
+    """Images the masked loss is measured on."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+    mask_ratios: tuple[float, ...] = (0.5,)
+    """Fractions hidden, taken in turns, step by step."""
+    validation_ratio: float = 0.25
+    """Fraction hidden when the loss is measured."""
+    probe: ProbeConfig = ProbeConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifyRecipe:
+    """A purifier: a masked model and how it is descended."""
+
+    masked_model: str
+    """Zoo name or folder of the masked model."""
+    amrm: AMRMConfig = AMRMConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """Projected gradient descent (Madry et al. 2018) and its expectation over the defence's draws (Athalye et al. 2018)."""
+
+    steps: int = 20
+    """Iterations."""
+    step_size: float = 0.25
+    """Step as a fraction of the budget."""
+    eot: int = 2
+    """Draws of a random defence averaged in each step."""
+    random_start: bool = True
+    """Start from a random point of the ball."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRecipe:
+    """What a defence is measured on, and how it is attacked."""
+
+    data: DataConfig = DataConfig(split="test", limit=512)
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the attacks."""
+    radii: tuple[Radius, ...] = (Radius("2/255"), Radius("4/255"), Radius("8/255"))
+    """Budgets."""
+    gray_box: AttackConfig = AttackConfig(eot=1)
+    """PGD on the classifier alone: the attacker does not know of the purifier."""
+    white_box: AttackConfig = AttackConfig()
+    """PGD + EOT through the purifier with identity gradient."""
+    white_box_images: int | None = None
+    """Attack only the first so many through the purifier (it costs steps × EOT purifications each)."""
+    batch_size: int = 64
+    """Images at a time."""
+    seed: int = 0

@@ -1,0 +1,1 @@
+def check_images(x, *, name="images"): pass

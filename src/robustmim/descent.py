@@ -1,0 +1,84 @@
+"""The one loop: projected steps on an image. Attacks climb with it, purification descends with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from robustmim.geometry import Ball
+from robustmim.types import Images, PerSample
+
+Objective = Callable[[Images, int], PerSample]
+"""(images, step) → one value per sample. The step lets an objective choose its mask or its draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """What a projected descent leaves behind.
+
+    Attributes:
+        last: the final iterate.
+        best: for each sample the iterate of best value seen before a step was taken from it.
+        mean: the average of all iterates, the start included (the point that AMRM-Pure's Theorem H.1 bounds).
+    """
+
+    last: Images
+    best: Images
+    mean: Images
+
+
+def projected_descent(
+    objective: Objective,
+    x: Images,
+    ball: Ball,
+    *,
+    steps: int,
+    step_size: Callable[[int], float],
+    maximise: bool,
+    start: Images | None = None,
+    momentum: float = 0.0,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+) -> Descent:
+    """Take `steps` steps of steepest ascent or descent, projecting onto a ball around `x` after each.
+
+    The gradient is that of the sum over the batch, so each sample's path is its own. The projection is never
+    differentiated through.
+
+    Args:
+        objective: (images, step) → values `[B]`, differentiable in the images.
+        x: centre of the ball, `[B, C, H, W]` in [0, 1].
+        ball: where iterates may be; its norm chooses the step's direction.
+        step_size: step number → length, in the ball's norm.
+        maximise: climb (attacks) or descend (purification).
+        start: first iterate; `x` by default.
+        momentum: weight of the previous direction in the next one (MI-FGSM, Dong et al. 2018); 0 for plain steps.
+        callback: called before each step with {"step", "x", "value", "gradient", "center", "ball"} (tensors detached).
+    """
+    sign = 1.0 if maximise else -1.0
+    current = (x if start is None else start).detach()
+    best, best_value = current, torch.full((len(x),), -torch.inf, device=x.device)
+    mean = current.clone()
+    velocity = torch.zeros_like(current) if momentum else None
+    for step in range(steps):
+        leaf = current.requires_grad_(True)
+        with torch.enable_grad():
+            value = objective(leaf, step)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        current, value = leaf.detach(), value.detach()
+        if callback is not None:
+            callback(
+                {"step": step, "x": current, "value": value, "gradient": gradient, "center": x, "ball": ball}
+            )
+        better = sign * value > best_value
+        best_value = torch.where(better, sign * value, best_value)
+        best = torch.where(better.view(-1, 1, 1, 1), current, best)
+        if velocity is not None:
+            scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+            velocity = momentum * velocity + gradient / scale
+            gradient = velocity
+        current = ball.project(current + sign * step_size(step) * ball.steepest(gradient), x)
+        mean = mean + (current - mean) / (step + 2)
+    return Descent(last=current, best=best, mean=mean)

@@ -1,0 +1,1 @@
+"""Evaluation: per-sample records, intervals, claims."""

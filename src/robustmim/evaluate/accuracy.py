@@ -1,0 +1,44 @@
+"""Plain accuracies and losses over a data set, in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from robustmim.data.loader import Batch
+from robustmim.data.sources import Source
+from robustmim.models.masked import MaskedModel
+from robustmim.models.masking import random_mask
+from robustmim.rng import keys
+
+
+def in_order(source: Source, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """Go through a data set in its own order, without augmentation."""
+    for first in range(0, len(source), batch_size):
+        indices = torch.arange(first, min(first + batch_size, len(source)))
+        images = source.fetch(indices).to(device).to(torch.float32) / 255
+        yield Batch(images, source.labels[indices].to(device), source.ids[indices].to(device))
+
+
+@torch.no_grad()
+def classifier_accuracy(model: nn.Module, source: Source, *, device: torch.device, batch_size: int = 256) -> float:
+    """Return the fraction of images classified rightly."""
+    right = sum(
+        int((model(batch.images).argmax(1) == batch.labels).sum()) for batch in in_order(source, batch_size, device)
+    )
+    return right / len(source)
+
+
+@torch.no_grad()
+def masked_loss(
+    model: MaskedModel, source: Source, *, ratio: float, seed: int, device: torch.device, batch_size: int = 128
+) -> float:
+    """Return the mean masked loss under masks fixed by (seed, sample id), so that epochs compare like with like."""
+    total = 0.0
+    for batch in in_order(source, batch_size, device):
+        grid = model.grid(*batch.images.shape[-2:])
+        mask = random_mask(keys(seed, "validation", batch.ids), grid, ratio)
+        total += float(model.reconstruct(batch.images, mask).loss.sum())
+    return total / len(source)

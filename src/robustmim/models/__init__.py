@@ -1,0 +1,1 @@
+"""Networks: masked models, classifiers, and how they are saved and read."""

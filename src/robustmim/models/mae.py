@@ -1,0 +1,191 @@
+"""Masked autoencoder (He et al. 2022): the papers' masked model. Masks are injected; parameter names are the official ones.
+
+The encoder sees the visible patches only; the decoder gets their encodings and a learned token for each hidden patch.
+Tokens stay in the order (class token, visible, hidden), so nothing is shuffled back: attention does not care about
+order, and positions travel with their tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustmim.errors import InputError
+from robustmim.models.masked import Reconstruction
+from robustmim.models.masking import check_mask, enlarge, split_ids
+from robustmim.models.normalise import CIFAR10, Normalise, Statistics
+from robustmim.models.record import AttentionRecorder
+from robustmim.models.vit import Block, PatchEmbed, grid_of, initialise, patchify, sine_cosine_positions, unpatchify
+from robustmim.registry import register
+from robustmim.types import Images, Mask, Tokens
+
+Target = Literal["pixels", "normalised"]
+
+
+def _gather(tokens: Tensor, ids: Tensor) -> Tensor:
+    return tokens.expand(len(ids), -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+@register("masked-model", "mae")
+class MaskedAutoencoder(nn.Module):
+    """Masked autoencoder on [0, 1] images.
+
+    Args:
+        image_size: height and width in pixels; fixed by the position embedding.
+        patch_size: pixels on a side of a patch.
+        width, depth, heads: of the encoder.
+        decoder_width, decoder_depth, decoder_heads: of the decoder.
+        target: "pixels", or "normalised" by each patch's own mean and deviation (`norm_pix_loss`).
+        statistics: mean and deviation of the pixels; the loss is measured in these units, as in the official code.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        patch_size: int = 4,
+        channels: int = 3,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        decoder_width: int = 128,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        target: Target = "pixels",
+        statistics: Statistics = CIFAR10,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.patch_size, self.target = image_size, patch_size, target
+        grid = grid_of(image_size, image_size, patch_size)
+        self.normalise = Normalise(statistics)
+        self.patch_embed = PatchEmbed(patch_size, channels, width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        self.pos_embed = nn.Parameter(sine_cosine_positions(width, grid, class_token=True), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width).normal_(std=0.02))
+        self.decoder_pos_embed = nn.Parameter(
+            sine_cosine_positions(decoder_width, grid, class_token=True), requires_grad=False
+        )
+        self.decoder_blocks = nn.ModuleList(Block(decoder_width, decoder_heads, mlp_ratio) for _ in range(decoder_depth))
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_width, patch_size**2 * channels)
+        self.apply(initialise)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the mask.
+
+        Raises:
+            InputError: another image size than the one the position embedding was made for.
+        """
+        if (height, width) != (self.image_size, self.image_size):
+            raise InputError(
+                f"this masked autoencoder takes {self.image_size} × {self.image_size} pixels, but got {height} × {width}; "
+                "resize the images, or use the masked convolution, which takes any size"
+            )
+        return grid_of(height, width, self.patch_size)
+
+    def encode(self, patches: Float[Tensor, "batch tokens pixels"], visible: Tensor) -> Tokens:
+        """Encode the visible patches: `[B, 1 + visible, width]`, class token first, after the final norm."""
+        tokens = self.patch_embed(_gather(patches, visible)) + _gather(self.pos_embed[:, 1:], visible)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        tokens = torch.cat([first, tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def decode(self, encoded: Tokens, visible: Tensor, hidden: Tensor) -> Float[Tensor, "batch hidden pixels"]:
+        """Predict the hidden patches from the encoding of the visible ones."""
+        position = self.decoder_pos_embed
+        seen = self.decoder_embed(encoded)
+        seen = seen + torch.cat([position[:, :1].expand(len(seen), -1, -1), _gather(position[:, 1:], visible)], dim=1)
+        tokens = torch.cat([seen, self.mask_token + _gather(position[:, 1:], hidden)], dim=1)
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_pred(self.decoder_norm(tokens[:, seen.shape[1] :]))
+
+    def reconstruct(
+        self,
+        x: Images,
+        mask: Mask,
+        *,
+        target: Images | None = None,
+        need_pixels: bool = False,
+        need_attention: bool = False,
+    ) -> Reconstruction:
+        """Predict the hidden patches of `x` and compare with `target` (default: `x`); see `MaskedModel`.
+
+        Raises:
+            InputError: an image or a mask of the wrong size.
+        """
+        grid = self.grid(*x.shape[-2:])
+        check_mask(mask, grid)
+        visible, hidden = split_ids(mask)
+        patches = patchify(self.normalise(x), self.patch_size)
+        if need_attention:
+            with AttentionRecorder(self) as recorder:
+                predicted = self.decode(self.encode(patches, visible), visible, hidden)
+            attention: list[Tensor] | None = recorder.maps
+        else:
+            predicted = self.decode(self.encode(patches, visible), visible, hidden)
+            attention = None
+
+        goal = patches if target is None else patchify(self.normalise(target), self.patch_size)
+        goal = _gather(goal, hidden)
+        mean, deviation = 0.0, 1.0
+        if self.target == "normalised":
+            mean, deviation = goal.mean(-1, keepdim=True), (goal.var(-1, keepdim=True) + 1e-6).sqrt()
+        loss = (predicted - (goal - mean) / deviation).square().mean((1, 2))
+
+        pixels = None
+        if need_pixels:
+            # A normalised target tells nothing of a patch's mean and deviation: they are taken from the goal.
+            filled = patches.scatter(1, hidden[..., None].expand_as(goal), predicted * deviation + mean)
+            rendered = self.normalise.undo(unpatchify(filled, self.patch_size, grid))
+            pixels = torch.where(enlarge(mask, self.patch_size), rendered, x).clamp(0, 1)
+        return Reconstruction(loss=loss, pixels=pixels, attention=attention)
+
+
+def _sizes(name: str, **sizes: int) -> None:
+    @register("masked-model", name)
+    def build(
+        *,
+        image_size: int = 32,
+        patch_size: int = 4,
+        target: Target = "pixels",
+        statistics: Statistics = CIFAR10,
+        decoder_width: int = sizes["decoder_width"],
+        decoder_depth: int = sizes["decoder_depth"],
+        decoder_heads: int = sizes["decoder_heads"],
+    ) -> MaskedAutoencoder:
+        return MaskedAutoencoder(
+            image_size=image_size,
+            patch_size=patch_size,
+            target=target,
+            statistics=statistics,
+            width=sizes["width"],
+            depth=sizes["depth"],
+            heads=sizes["heads"],
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+        )
+
+    build.__qualname__ = build.__name__ = name.replace("-", "_")
+
+
+# Encoders of both papers. AMRM-Pure takes MAE-Base and MAE-Large as released, with their 512 × 8 decoder (Appendix J);
+# MIMIR's ViT-T/S/B have a 128 × 2 decoder of 16 heads (its Table XIV).
+_RELEASED = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
+_MIMIR = {"decoder_width": 128, "decoder_depth": 2, "decoder_heads": 16}
+_sizes("mae-base", width=768, depth=12, heads=12, **_RELEASED)
+_sizes("mae-large", width=1024, depth=24, heads=16, **_RELEASED)
+_sizes("mae-huge", width=1280, depth=32, heads=16, **_RELEASED)
+_sizes("mae-mimir-tiny", width=192, depth=12, heads=3, **_MIMIR)
+_sizes("mae-mimir-small", width=384, depth=12, heads=6, **_MIMIR)
+_sizes("mae-mimir-base", width=768, depth=12, heads=12, **_MIMIR)

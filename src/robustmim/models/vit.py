@@ -1,0 +1,238 @@
+"""Vision transformers (Dosovitskiy et al. 2021): blocks shared by the classifier and the masked autoencoder.
+
+Parameter names are those of timm and of the official MAE, so that their files load by name. Attention is fused unless
+its weights or a second derivative are asked for: the fused kernels have neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustmim.errors import InputError
+from robustmim.models.normalise import CIFAR10, Normalise, Statistics
+from robustmim.registry import register
+from robustmim.types import Images, Tokens
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    `explicit` chooses the path: fused when False; softmax written out when True, which has second derivatives and
+    passes its weights `[B, heads, T, T]` through `weights`, an identity that recorders hook.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise InputError(f"a width of {width} cannot be split over {heads} heads")
+        self.heads = heads
+        self.explicit = False
+        self.qkv = nn.Linear(width, 3 * width)
+        self.weights = nn.Identity()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Mix tokens `[B, T, width]`."""
+        query, key, value = rearrange(self.qkv(tokens), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        if self.explicit:
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+            mixed = self.weights(scores.softmax(dim=-1)) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(rearrange(mixed, "b h t d -> b t (h d)"))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Map each token `[B, T, width]` on its own."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Attend, then map each token; both residual."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and embed each; named and shaped as the usual convolution."""
+
+    def __init__(self, patch_size: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, patches: Float[Tensor, "batch tokens pixels"]) -> Tokens:
+        """Embed patches whose pixels are ordered (row, column, channel), as `patchify` gives them."""
+        weight = rearrange(self.proj.weight, "d c p q -> d (p q c)")
+        return F.linear(patches, weight, self.proj.bias)
+
+
+def patchify(x: Images, patch_size: int) -> Float[Tensor, "batch tokens pixels"]:
+    """Cut images into patches, row by row; pixels within a patch are ordered (row, column, channel)."""
+    return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Float[Tensor, "batch tokens pixels"], patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """Undo `patchify`."""
+    return rearrange(
+        patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch_size, q=patch_size
+    )
+
+
+def sine_cosine_positions(width: int, grid: tuple[int, int], *, class_token: bool) -> Float[Tensor, "1 tokens width"]:
+    """Return MAE's fixed two-dimensional sine-cosine position embedding (He et al. 2022, as released).
+
+    The first half of the width encodes the column, the second the row; the class token gets zeros.
+    """
+    if width % 4:
+        raise InputError(f"sine-cosine positions need a width divisible by 4, not {width}")
+    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    parts = []
+    for place in (column, row):
+        angle = place.reshape(-1, 1) * frequency
+        parts += [angle.sin(), angle.cos()]
+    table = torch.cat(parts, dim=1)
+    if class_token:
+        table = torch.cat([torch.zeros(1, width, dtype=torch.float64), table])
+    return table[None].to(torch.float32)
+
+
+def grid_of(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Return rows and columns of patches.
+
+    Raises:
+        InputError: the patch does not divide the image.
+    """
+    if height % patch_size or width % patch_size:
+        raise InputError(
+            f"an image of {height} × {width} pixels cannot be cut into patches of {patch_size}; resize or crop it to "
+            f"{height - height % patch_size} × {width - width % patch_size}, or use the masked convolution, which takes any size"
+        )
+    return height // patch_size, width // patch_size
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise as MAE does: Xavier-uniform linear layers, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, PatchEmbed):
+        nn.init.xavier_uniform_(module.proj.weight.flatten(1))
+
+
+@contextmanager
+def explicit_attention(model: nn.Module) -> Iterator[None]:
+    """Use the written-out attention inside the block: for second derivatives and for attention maps."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    before = [layer.explicit for layer in layers]
+    for layer in layers:
+        layer.explicit = True
+    try:
+        yield
+    finally:
+        for layer, explicit in zip(layers, before, strict=True):
+            layer.explicit = explicit
+
+
+class VisionTransformer(nn.Module):
+    """A ViT classifier on [0, 1] images with MAE's fine-tuning head: mean of patch tokens, norm, linear.
+
+    Args:
+        image_size: height and width in pixels.
+        patch_size: pixels on a side.
+        width, depth, heads: of the encoder.
+        classes: number of logits.
+        statistics: mean and deviation the pixels are normalised by.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 32,
+        patch_size: int = 4,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        classes: int = 10,
+        mlp_ratio: float = 4.0,
+        statistics: Statistics = CIFAR10,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        grid = grid_of(image_size, image_size, patch_size)
+        self.normalise = Normalise(statistics)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
+        self.pos_embed = nn.Parameter(sine_cosine_positions(width, grid, class_token=True))
+        self.patch_embed = PatchEmbed(patch_size, 3, width)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, classes)
+        self.apply(initialise)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+
+    def forward(self, x: Images) -> Float[Tensor, "batch classes"]:
+        """Return logits for images `[B, 3, image_size, image_size]` in [0, 1].
+
+        Raises:
+            InputError: another image size than the one it was built for.
+        """
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            raise InputError(
+                f"this ViT takes {self.image_size}-pixel images, but got {x.shape[-2]} × {x.shape[-1]}; resize them first"
+            )
+        tokens = self.patch_embed(patchify(self.normalise(x), self.patch_size)) + self.pos_embed[:, 1:]
+        tokens = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.fc_norm(tokens[:, 1:].mean(dim=1)))
+
+
+def _sizes(name: str, width: int, depth: int, heads: int) -> None:
+    @register("classifier", name)
+    def build(
+        *, image_size: int = 32, patch_size: int = 4, classes: int = 10, statistics: Statistics = CIFAR10
+    ) -> VisionTransformer:
+        return VisionTransformer(
+            image_size=image_size,
+            patch_size=patch_size,
+            width=width,
+            depth=depth,
+            heads=heads,
+            classes=classes,
+            statistics=statistics,
+        )
+
+    build.__qualname__ = build.__name__ = name.replace("-", "_")
+
+
+# MIMIR, section V and Table XIV: ViT-T, ViT-S and ViT-B, at patch 2, 4 or 16.
+_sizes("vit-tiny", 192, 12, 3)
+_sizes("vit-small", 384, 12, 6)
+_sizes("vit-base", 768, 12, 12)

@@ -1,0 +1,110 @@
+"""Models as folders: `model.safetensors` beside `config.json`; and the ones this project trained, by name.
+
+A config says what to build: {"kind": "classifier" | "masked-model", "name": …, "options": {…}, "classes": […]}.
+The zoo's weights are stored in half precision and computed with in single.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from robustmim.config import ModelConfig
+from robustmim.errors import CheckpointError, suggest
+from robustmim.registry import build
+from robustmim.runs import atomic, read_json, write_json
+
+ZOO = Path(__file__).parent.parent / "zoo"
+
+
+def zoo_names() -> list[str]:
+    """List the models that ship with the package."""
+    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+
+
+def find(name: str | Path) -> Path:
+    """Return the folder of a model: a path to one, or a zoo name.
+
+    Raises:
+        CheckpointError: neither; the message gives the nearest zoo name.
+    """
+    for folder in (Path(name), ZOO / str(name)):
+        if (folder / "config.json").exists():
+            return folder
+    if Path(name).is_dir():
+        raise CheckpointError(f"{name} holds no config.json: it is no finished run and no saved model")
+    raise CheckpointError(f"{name!r} is neither a folder with a model nor in the zoo. {suggest(str(name), zoo_names())}")
+
+
+def saved_config(kind: str, model: ModelConfig, *, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the config a model is saved with: enough to build it again, and the names of its classes."""
+    options = dict(model.options)
+    if kind == "classifier":
+        options = {"classes": len(classes)} | options
+    return {"kind": kind, "name": model.name, "options": options, "classes": list(classes)}
+
+
+def save_model(folder: Path, model: nn.Module, config: dict[str, Any], *, half: bool = False) -> None:
+    """Write weights and config of a model; `half` stores floats in 16 bits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        tensors = {n: v.half() if v.dtype == torch.float32 else v for n, v in tensors.items()}
+    with atomic(folder / "model.safetensors") as part:
+        save_file(tensors, part)
+    write_json(folder / "config.json", config)
+
+
+def load_model(name: str | Path, *, kind: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """Build a saved model, in evaluation mode.
+
+    Args:
+        name: a zoo name, or a folder with `config.json` and `model.safetensors` (a finished run is one).
+        kind: "classifier" or "masked-model", where only one will do.
+        device: where to.
+
+    Raises:
+        CheckpointError: not there, damaged, of another kind, or weights that do not fit the config.
+    """
+    folder = find(name)
+    config = read_json(folder / "config.json")
+    if kind is not None and config.get("kind") != kind:
+        raise CheckpointError(f"{name} is a {config.get('kind')}, but a {kind} is needed here")
+    model: nn.Module = build(config["kind"], config["name"], **config["options"])
+    path = folder / "model.safetensors"
+    try:
+        state = load_file(path)
+        model.load_state_dict({name: v.float() if v.dtype == torch.float16 else v for name, v in state.items()})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; the run has not finished, or the file was removed") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or does not fit its config.json: {error}") from error
+    return model.to(device).eval()
+
+
+def about_model(name: str | Path) -> dict[str, Any]:
+    """Return a saved model's config: what it is, its classes, where it comes from."""
+    return read_json(find(name) / "config.json")
+
+
+def open_classifier(name: str | Path, arch: str | None = None, *, device: torch.device | str = "cpu") -> nn.Module:
+    """Return a classifier over [0, 1] images: one of ours, or someone else's checkpoint of a known architecture.
+
+    Args:
+        name: zoo name, folder, or (with `arch`) a file of weights.
+        arch: registered classifier that the file belongs to.
+        device: where to.
+
+    Raises:
+        CheckpointError: see `load_model` and `robustmim.models.importer`.
+    """
+    if arch is None:
+        return load_model(name, kind="classifier", device=device)
+    from robustmim.models.importer import load_classifier
+
+    return load_classifier(Path(name), arch).to(device).eval()

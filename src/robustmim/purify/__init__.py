@@ -1,0 +1,1 @@
+"""Purifiers: AMRM-Pure, and what every purifier is."""

@@ -1,0 +1,38 @@
+"""What every purifier is, and what it says of itself so that an evaluation can choose the attacks it must face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from robustmim.rng import Keys
+from robustmim.types import Images
+
+Callback = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """How a purifier works, as far as an attacker must know.
+
+    Attributes:
+        randomised: its result depends on random draws, so attacks and verdicts must average over them.
+        optimises_at_test_time: it takes gradients of its own while purifying.
+        steps: iterations for one image.
+    """
+
+    randomised: bool
+    optimises_at_test_time: bool
+    steps: int
+
+
+class Purifier(Protocol):
+    """Anything that maps possibly attacked images to cleaner ones of the same shape."""
+
+    @property
+    def traits(self) -> Traits:
+        """What an attacker must know."""
+
+    def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
+        """Purify images `[B, C, H, W]` in [0, 1]; a sample's result depends on its pixels and its key alone."""

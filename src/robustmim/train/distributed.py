@@ -1,0 +1,70 @@
+"""Processes started by `torchrun`, or a single one: the same code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from robustmim.errors import EnvironmentUnusable
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def any(self, value: bool) -> bool:
+        """Return whether `value` is true in any process: all must stop at the same step."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor([float(value)], device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device.
+
+    Raises:
+        EnvironmentUnusable: a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EnvironmentUnusable(f"{name!r} is no device; use auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentUnusable("no CUDA device can be used here; say --device cpu, or see `robustmim doctor`")
+    return device
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """Join the processes that `torchrun` started (gloo on CPU, NCCL on CUDA), or be alone; leave at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, chosen)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,32 @@
+"""Fixtures all tests share. One thread per worker; jaxtyping's shapes are checked at run time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("robustmim", "beartype.beartype")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    return Path(value)
+
+
+@pytest.fixture
+def data_root() -> Path:
+    return _folder("ROBUSTMIM_DATA")
+
+
+@pytest.fixture
+def models_root() -> Path:
+    return _folder("ROBUSTMIM_MODELS")
