@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("robustmim", "beartype.beartype")
+# An int where a float is asked for is fine, as it is for mypy.
+install_import_hook("robustmim", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import torch  # noqa: E402
 

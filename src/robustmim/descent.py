@@ -63,15 +63,13 @@ def projected_descent(
     mean = current.clone()
     velocity = torch.zeros_like(current) if momentum else None
     for step in range(steps):
-        leaf = current.requires_grad_(True)
+        leaf = current.detach().requires_grad_(True)
         with torch.enable_grad():
             value = objective(leaf, step)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        current, value = leaf.detach(), value.detach()
+        value = value.detach()
         if callback is not None:
-            callback(
-                {"step": step, "x": current, "value": value, "gradient": gradient, "center": x, "ball": ball}
-            )
+            callback({"step": step, "x": current, "value": value, "gradient": gradient, "center": x, "ball": ball})
         better = sign * value > best_value
         best_value = torch.where(better, sign * value, best_value)
         best = torch.where(better.view(-1, 1, 1, 1), current, best)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+import math
 
 
 def radius_text(radius: float) -> str:
-    """Print a budget the way the field writes it: 8/255 → '8/255', 0.5 → '0.5'."""
+    """Print a budget the way the field writes it: 8/255 → '8/255', 0.5 → '0.5', 0 → '0'."""
     grey_levels = radius * 255
     if 0 < grey_levels < 256 and abs(grey_levels - round(grey_levels, 2)) < 1e-6:
         return f"{grey_levels:.4g}/255"
@@ -14,22 +14,26 @@ def radius_text(radius: float) -> str:
 
 
 class Radius(float):
-    """A budget in pixel fractions, written '8/255' or 0.5 (for l2). A bare 8 is refused: it is hardly ever meant.
+    """A budget in pixel fractions, written '8/255', 0.5 (for l2) or inf.
+
+    A bare whole number such as 8 is refused: it is hardly ever meant.
 
     Raises:
-        ValueError: not a number, negative, or an l∞ budget written in grey levels.
+        ValueError: no number, negative, or written in grey levels.
     """
 
     def __new__(cls, value: float | str) -> Radius:
         """Parse '8/255', '0.5' or a number."""
+        text = str(value).replace(" ", "")
+        numerator, slash, denominator = text.partition("/")
         try:
-            number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+            number = float(numerator) / (float(denominator) if slash else 1.0)
         except (ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{value!r} is not a budget; write 8/255 for eight grey levels, or 0.5") from error
-        if number < 0:
-            raise ValueError(f"a budget cannot be negative, but this one is {value!r}")
-        if number in {1.0, 2.0, 4.0, 8.0, 16.0} and "/" not in str(value) and "." not in str(value):
-            raise ValueError(f"write {number:g}/255 for {number:g} grey levels, or {number:g}.0 if you mean that many full ranges")
+        if number < 0 or math.isnan(number):
+            raise ValueError(f"a budget cannot be negative or undefined, but this one is {value!r}")
+        if text.isdigit() and number > 0:
+            raise ValueError(f"write {text}/255 for {text} grey levels, or {text}.0 for {text} times the pixel range")
         return super().__new__(cls, number)
 
     def __repr__(self) -> str:

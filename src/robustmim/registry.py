@@ -60,7 +60,9 @@ def _load(kind: Kind) -> None:
     _LOADED.add(kind)
     for home in _HOMES[kind]:
         import importlib.util as _u
-        if _u.find_spec(home) is None: continue
+
+        if _u.find_spec(home) is None:
+            continue
         importlib.import_module(home)
     if "plugins" not in _LOADED:
         _LOADED.add("plugins")

@@ -60,16 +60,16 @@ class Keys:
         """Fold a different number into each sample's key."""
         return Keys(_hash(self.values ^ _hash(numbers.to(self.values))))
 
-    def bits(self, *shape: int) -> Int[Tensor, "batch *shape"]:
+    def bits(self, *shape: int) -> Int[Tensor, batch * shape]:
         """Draw uniform 64-bit integers (signed), one array of `shape` per sample."""
         counter = torch.arange(math.prod(shape), device=self.values.device)
         return _hash(self.values[:, None] + counter * _GOLDEN).reshape(-1, *shape)
 
-    def uniform(self, *shape: int) -> Float[Tensor, "batch *shape"]:
+    def uniform(self, *shape: int) -> Float[Tensor, batch * shape]:
         """Draw float32 numbers in [0, 1), one array of `shape` per sample."""
         return _shift_right(self.bits(*shape), 40).to(torch.float32) * 2.0**-24
 
-    def normal(self, *shape: int) -> Float[Tensor, "batch *shape"]:
+    def normal(self, *shape: int) -> Float[Tensor, batch * shape]:
         """Draw standard normal float32 numbers, one array of `shape` per sample (Box and Muller 1958)."""
         radius = (-2 * torch.log1p(-self.fold("radius").uniform(*shape))).sqrt()
         return radius * torch.cos(2 * math.pi * self.fold("angle").uniform(*shape))

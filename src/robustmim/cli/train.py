@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from robustmim.cli.arguments import JobOptions, parse
+from robustmim.cli.arguments import JobOptions
 from robustmim.config import TrainRecipe
+from robustmim.recipe import parse
 
 
 def main(arguments: list[str]) -> int:

@@ -52,7 +52,9 @@ def open_loader(config: DataConfig, run: RunConfig, here: World, source: Source)
     )
 
 
-def estimate(model: nn.Module, objective: Objective, batches: Batches, run: RunConfig, optimizer: OptimizerConfig) -> float:
+def estimate(
+    model: nn.Module, objective: Objective, batches: Batches, run: RunConfig, optimizer: OptimizerConfig
+) -> float:
     """Time two training steps and return the seconds that the whole run would take (evaluations not counted)."""
     total = round(run.epochs * batches.steps_per_epoch)
     spent: list[float] = []
@@ -105,7 +107,9 @@ def run_training(
         nonlocal progress
         progress = progress or Progress(row["total"], unit="steps", every=30.0)
         hidden = {"step", "total", "learning_rate", "seconds", "evaluation"}
-        note = "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in hidden)
+        note = "  ".join(
+            f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in hidden
+        )
         progress.update(row["step"], note, force="loss" not in row)
 
     try:

@@ -1,1 +1,2 @@
-def check_images(x, *, name="images"): pass
+def check_images(x, *, name="images"):
+    pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ class Batch:
     ids: Int[Tensor, " batch"]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A stream of training batches, indexed by step."""
 

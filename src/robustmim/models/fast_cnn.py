@@ -72,9 +72,7 @@ class FastCNN(nn.Module):
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad_(False)
         self.activation = nn.GELU()
-        self.stages = nn.Sequential(
-            Stage(24, widths[0]), Stage(widths[0], widths[1]), Stage(widths[1], widths[2])
-        )
+        self.stages = nn.Sequential(Stage(24, widths[0]), Stage(widths[0], widths[1]), Stage(widths[1], widths[2]))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(widths[2], classes, bias=False)
         self.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU

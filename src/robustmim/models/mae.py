@@ -72,7 +72,9 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pos_embed = nn.Parameter(
             sine_cosine_positions(decoder_width, grid, class_token=True), requires_grad=False
         )
-        self.decoder_blocks = nn.ModuleList(Block(decoder_width, decoder_heads, mlp_ratio) for _ in range(decoder_depth))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, decoder_heads, mlp_ratio) for _ in range(decoder_depth)
+        )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_width, patch_size**2 * channels)
         self.apply(initialise)
@@ -90,7 +92,7 @@ class MaskedAutoencoder(nn.Module):
             )
         return grid_of(height, width, self.patch_size)
 
-    def encode(self, patches: Float[Tensor, "batch tokens pixels"], visible: Tensor) -> Tokens:
+    def encode(self, patches: Float[Tensor, "batch patches pixels"], visible: Tensor) -> Tokens:
         """Encode the visible patches: `[B, 1 + visible, width]`, class token first, after the final norm."""
         tokens = self.patch_embed(_gather(patches, visible)) + _gather(self.pos_embed[:, 1:], visible)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)

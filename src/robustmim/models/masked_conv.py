@@ -83,14 +83,13 @@ class MaskedConvolution(nn.Module):
         self.multiple = 2 ** len(widths)
         self.filling = _Filling(3)
         self.stem = nn.Conv2d(4 * 4, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(
-            nn.Conv2d(widths[k], widths[k + 1], 2, stride=2) for k in range(len(widths) - 1)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(widths[k], widths[k + 1], 2, stride=2) for k in range(len(widths) - 1))
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(widths[k + 1], widths[k], 2, stride=2) for k in range(len(widths) - 1)
         )
         self.encoder = nn.ModuleList(
-            nn.Sequential(*(_Residual(width) for _ in range(count))) for width, count in zip(widths, blocks, strict=True)
+            nn.Sequential(*(_Residual(width) for _ in range(count)))
+            for width, count in zip(widths, blocks, strict=True)
         )
         self.decoder = nn.ModuleList(
             nn.Sequential(*(_Residual(widths[k]) for _ in range(blocks[k]))) for k in range(len(widths) - 1)

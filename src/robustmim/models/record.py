@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -49,8 +48,10 @@ class AttentionRecorder:
             layer.explicit = explicit
         self._handles, self._before = [], []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> AttentionRecorder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.remove()

@@ -99,9 +99,7 @@ def patchify(x: Images, patch_size: int) -> Float[Tensor, "batch tokens pixels"]
 
 def unpatchify(patches: Float[Tensor, "batch tokens pixels"], patch_size: int, grid: tuple[int, int]) -> Tensor:
     """Undo `patchify`."""
-    return rearrange(
-        patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch_size, q=patch_size
-    )
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch_size, q=patch_size)
 
 
 def sine_cosine_positions(width: int, grid: tuple[int, int], *, class_token: bool) -> Float[Tensor, "1 tokens width"]:

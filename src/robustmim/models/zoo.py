@@ -38,7 +38,9 @@ def find(name: str | Path) -> Path:
             return folder
     if Path(name).is_dir():
         raise CheckpointError(f"{name} holds no config.json: it is no finished run and no saved model")
-    raise CheckpointError(f"{name!r} is neither a folder with a model nor in the zoo. {suggest(str(name), zoo_names())}")
+    raise CheckpointError(
+        f"{name!r} is neither a folder with a model nor in the zoo. {suggest(str(name), zoo_names())}"
+    )
 
 
 def saved_config(kind: str, model: ModelConfig, *, classes: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -9,9 +9,10 @@ of `AMRMConfig`. The same code purifies with any `MaskedModel`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustmim.config import AMRMConfig
 from robustmim.data.images import check_images
@@ -50,7 +51,7 @@ def reconstruction_objective(model: MaskedModel, config: AMRMConfig, keys: Keys,
     return loss
 
 
-def _padded(x: Images, keys: Keys) -> tuple[Images, Keys]:
+def _padded(x: Tensor, keys: Keys) -> tuple[Tensor, Keys]:
     """Repeat the last sample until the batch fills all threads, two at the least.
 
     Convolution kernels for a single image, or for batches that the threads do not divide, add up in another order; with
@@ -110,30 +111,30 @@ class AMRMPure:
         size = len(x)
         if size == 0:
             return x
-        grid = self.model.grid(*x.shape[-2:])
-        x, keys = _padded(x.detach(), keys)
+        # Gradients are taken here whatever the caller's mode; tensors made in inference mode must be copied for that.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._descend(*_padded(x.detach().clone(), keys), size, callback)[:size]
+
+    def _descend(self, x: Images, keys: Keys, size: int, callback: Callback | None) -> Images:
         config = self.config
-        start = None
         ball = Ball(norm=config.norm, eps=config.radius)
+        start = None
         if config.start_noise:
             noise = keys.fold("start").normal(*x.shape[1:]).to(x)
             start = ball.project(x + config.start_noise * noise, x)
-        whole = None
-        if callback is not None:
-            report = callback
 
-            def whole(state: dict) -> None:
-                report({name: v[:size] if isinstance(v, torch.Tensor) else v for name, v in state.items()})
+        def unpadded(state: dict[str, Any]) -> None:
+            assert callback is not None
+            callback({name: v[:size] if isinstance(v, Tensor) else v for name, v in state.items()})
 
-        with torch.inference_mode(False):
-            descent = projected_descent(
-                reconstruction_objective(self.model, config, keys, grid),
-                x,
-                ball,
-                steps=config.steps,
-                step_size=self._step_sizes.__getitem__,
-                maximise=False,
-                start=start,
-                callback=whole,
-            )
-        return {"last": descent.last, "mean": descent.mean, "best": descent.best}[config.output][:size]
+        descent = projected_descent(
+            reconstruction_objective(self.model, config, keys, self.model.grid(*x.shape[-2:])),
+            x,
+            ball,
+            steps=config.steps,
+            step_size=self._step_sizes.__getitem__,
+            maximise=False,
+            start=start,
+            callback=unpadded if callback else None,
+        )
+        return {"last": descent.last, "mean": descent.mean, "best": descent.best}[config.output]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from robustmim.rng import Keys
 from robustmim.types import Images
@@ -27,6 +27,7 @@ class Traits:
     steps: int
 
 
+@runtime_checkable
 class Purifier(Protocol):
     """Anything that maps possibly attacked images to cleaner ones of the same shape."""
 

@@ -36,7 +36,9 @@ def save(
         save_file(tensors, part, metadata={"about": json.dumps(about)})
 
 
-def load(path: Path, *, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load(
+    path: Path, *, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """Read a checkpoint back into a model, its average and its optimiser; return what `save` was told in `about`.
 
     Raises:

@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -182,7 +181,7 @@ def fit(
                 _update_average(average, model, run.ema, step)
 
             now = time.monotonic()
-            if now - last_logged > LOG_EVERY_SECONDS or step == total or step == 1:
+            if now - last_logged > LOG_EVERY_SECONDS or step in (1, total):
                 # Reading the loss waits for the device, so it is read, and checked, only when logged.
                 row = {name: value.item() for name, value in values.items()}
                 if not math.isfinite(row["loss"]):
@@ -226,5 +225,3 @@ def fit(
         if average:
             model.load_state_dict(average)
     return "finished"
-
-

@@ -1,0 +1,45 @@
+"""`robustmim list [WHAT]`: what is registered and what ships."""
+
+from __future__ import annotations
+
+from robustmim.errors import RecipeError, suggest
+
+WHAT = ("zoo", "recipes", "classifiers", "masked-models", "purifiers", "attacks", "data")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    if {"-h", "--help"} & set(arguments):
+        print(
+            f"usage: robustmim list [{'|'.join(WHAT)}]\n\nList what is registered and what ships; all of it by default."
+        )
+        return 0
+    for word in arguments:
+        if word not in WHAT:
+            raise RecipeError(f"there is nothing called {word!r} to list. {suggest(word, WHAT)}")
+    for what in arguments or WHAT:
+        print(f"{what}:")
+        for name, note in _entries(what):
+            print(f"  {name:<28} {note}".rstrip())
+    return 0
+
+
+def _entries(what: str) -> list[tuple[str, str]]:
+    if what == "recipes":
+        from robustmim.recipe import recipe_names
+
+        return [(name, path.parent.name) for name, path in recipe_names().items()]
+    if what == "zoo":
+        from robustmim.models.zoo import about_model, zoo_names
+
+        return [(name, about_model(name).get("summary", "")) for name in zoo_names()]
+    from robustmim.registry import Kind, names
+
+    kinds: dict[str, Kind] = {
+        "classifiers": "classifier",
+        "masked-models": "masked-model",
+        "purifiers": "purifier",
+        "attacks": "attack",
+        "data": "data",
+    }
+    return [(name, "") for name in names(kinds[what])]
