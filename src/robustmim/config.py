@@ -157,6 +157,8 @@ class TrainRecipe:
     """Train a classifier."""
 
     model: ModelConfig
+    start_from: str | None = None
+    """Begin with the weights of a saved model (zoo name or folder) instead of random ones."""
     data: DataConfig = DataConfig()
     validation: DataConfig = DataConfig(split="test")
     """Images the accuracy is measured on."""
@@ -171,6 +173,8 @@ class PretrainRecipe:
     """Train a masked model."""
 
     model: ModelConfig
+    start_from: str | None = None
+    """Begin with the weights of a saved model (zoo name or folder) instead of random ones."""
     data: DataConfig = DataConfig()
     mixture: list[DataConfig] = field(default_factory=list)
     """More data sets, taken in turns with `data` by their shares; batches never mix image sizes."""

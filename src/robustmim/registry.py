@@ -59,10 +59,6 @@ def _load(kind: Kind) -> None:
         return
     _LOADED.add(kind)
     for home in _HOMES[kind]:
-        import importlib.util as _u
-
-        if _u.find_spec(home) is None:
-            continue
         importlib.import_module(home)
     if "plugins" not in _LOADED:
         _LOADED.add("plugins")
@@ -88,6 +84,11 @@ def builder(kind: Kind, name: str) -> Callable[..., Any]:
     return _REGISTERED[kind, name]
 
 
+def _tuples(value: Any) -> Any:
+    # YAML and JSON have only lists; constructors take tuples.
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
 def build(kind: Kind, name: str, /, **options: Any) -> Any:
     """Build a registered thing from keyword options.
 
@@ -100,6 +101,6 @@ def build(kind: Kind, name: str, /, **options: Any) -> Any:
         if option not in accepted:
             raise RecipeError(f"{kind} {name!r} has no option {option!r}. {suggest(option, accepted)}")
     try:
-        return make(**options)
+        return make(**{option: _tuples(value) for option, value in options.items()})
     except TypeError as error:
         raise RecipeError(f"{kind} {name!r} cannot be built from {options}: {error}") from error

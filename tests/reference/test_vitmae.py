@@ -55,5 +55,6 @@ def test_loss_and_input_gradient_agree(norm_pix_loss: bool, tmp_path: Path) -> N
     (their_gradient,) = torch.autograd.grad(their_loss, for_them)
     (our_gradient,) = torch.autograd.grad(our_loss, for_us)
     assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
-    assert their_gradient.abs().max() > 1e-3
-    assert (our_gradient - their_gradient).abs().max() <= 1e-5
+    # Relative to the largest entry: the loss is a mean over the batch, so the gradient itself is small.
+    assert their_gradient.abs().max() > 0
+    assert (our_gradient - their_gradient).abs().max() <= 1e-5 * their_gradient.abs().max()

@@ -311,7 +311,7 @@ def test_something_else_is_no_mae(tmp_path: Path) -> None:
 
 def test_heads_that_cannot_be_told(tmp_path: Path) -> None:
     torch.save(official(width=32), tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match="32 wide.*give heads="):
+    with pytest.raises(CheckpointError, match=r"32 wide.*give heads="):
         load_mae(tmp_path / "file.pth", target="pixels")
     with pytest.raises(CheckpointError, match=r"64 cannot be split over 5 heads; give decoder_heads="):
         load_mae(tmp_path / "file.pth", target="pixels", heads=2, decoder_heads=5)

@@ -98,7 +98,7 @@ def test_names_of_torchvisions_resnet50() -> None:
 
 
 def test_a_depth_no_wide_resnet_has() -> None:
-    with pytest.raises(RecipeError, match="6 · n \\+ 4.*which 20 is not"):
+    with pytest.raises(RecipeError, match=r"6 · n \+ 4.*which 20 is not"):
         build("classifier", "wide-resnet", depth=20, widen=1)
 
 

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.cli.training import open_loader, open_source, run_training
     from robustmim.data.loader import Mixture
     from robustmim.evaluate.accuracy import masked_loss
-    from robustmim.models.zoo import saved_config
+    from robustmim.models.zoo import copy_weights, saved_config
     from robustmim.registry import build
     from robustmim.train.distributed import world
     from robustmim.train.objectives import MaskedReconstruction
@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> int:
         validation = open_source(recipe.validation, here.device)
         torch.manual_seed(recipe.run.seed)  # the initial weights; every later draw is keyed
         model = build("masked-model", recipe.model.name, **recipe.model.options).to(here.device)
+        if recipe.start_from is not None:
+            copy_weights(recipe.start_from, model)
         loaders = [
             open_loader(config, recipe.run, here, open_source(config, here.device))
             for config in (recipe.data, *recipe.mixture)

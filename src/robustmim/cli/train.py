@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.cli.training import open_loader, open_source, run_training
     from robustmim.evaluate.accuracy import classifier_accuracy
     from robustmim.models.fast_cnn import InitialisedFromData
-    from robustmim.models.zoo import saved_config
+    from robustmim.models.zoo import copy_weights, saved_config
     from robustmim.registry import build
     from robustmim.train.distributed import world
     from robustmim.train.objectives import Classification
@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
         validation = open_source(recipe.validation, here.device)
         torch.manual_seed(recipe.run.seed)  # the initial weights; every later draw is keyed
         model = build("classifier", recipe.model.name, **{"classes": len(source.classes)} | recipe.model.options)
-        if isinstance(model, InitialisedFromData):
+        if recipe.start_from is not None:
+            copy_weights(recipe.start_from, model)
+        elif isinstance(model, InitialisedFromData):
             model.initialise_from(source.fetch(torch.arange(min(2000, len(source)))).cpu().float() / 255)
         model.to(here.device)
         return run_training(

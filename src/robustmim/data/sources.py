@@ -1,12 +1,13 @@
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
 class Source(Protocol):
     name: str
     classes: tuple

@@ -178,9 +178,10 @@ def load_classifier(path: Path | str, arch: str, *, classes: int | None = None, 
     inner = model.model if isinstance(model, Normalised) else model
     head = _last_linear(inner)
     weight = state.get(f"{head}.weight")
-    inferable = classes is None and "classes" in accepted and weight is not None and weight.ndim == 2
-    if inferable and len(weight) != len(inner.state_dict()[f"{head}.weight"]):
-        model = build("classifier", arch, classes=len(weight), **options)
+    if classes is None and "classes" in accepted and weight is not None and weight.ndim == 2:
+        found = len(weight)
+        if found != len(inner.state_dict()[f"{head}.weight"]):
+            model = build("classifier", arch, classes=found, **options)
     load_into(model, state, path=path)
     return model.eval()
 

@@ -89,6 +89,18 @@ def load_model(name: str | Path, *, kind: str | None = None, device: torch.devic
     return model.to(device).eval()
 
 
+def copy_weights(name: str | Path, model: nn.Module) -> None:
+    """Start a model from the weights of a saved one of the same shape.
+
+    Raises:
+        CheckpointError: not there, damaged, or of another shape.
+    """
+    try:
+        model.load_state_dict(load_model(name).state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"{name} has another shape than the recipe's model: {error}") from error
+
+
 def about_model(name: str | Path) -> dict[str, Any]:
     """Return a saved model's config: what it is, its classes, where it comes from."""
     return read_json(find(name) / "config.json")

@@ -1,0 +1,305 @@
+"""The sections of an evaluation: verdict, pictures, curves, table, and how to read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robustmim.radius import Radius
+from robustmim.report.figures import BarPlot, Bars, Line, LinePlot, Tone, percent
+from robustmim.report.pictures import data_uri, difference, is_small, overlay
+from robustmim.report.reading import Examples, read_examples, read_record, reading
+from robustmim.report.sections import (
+    AccuracyTable,
+    Charts,
+    Facts,
+    Finding,
+    Headline,
+    ImageGrid,
+    Picture,
+    PictureRow,
+    Prose,
+    Section,
+    Share,
+    Verdict,
+)
+
+REMEDY = "run the evaluation again"
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
+# (attack, defence) → what the reader is told; the order is that of the table's columns and of the legend.
+CURVES: dict[tuple[str, str], tuple[str, Tone]] = {
+    ("gray-box", "bare"): ("No purifier", "neutral"),
+    ("gray-box", "purified"): ("Purified, gray box", "blue"),
+    ("white-box", "purified"): ("Purified, white box", "vermillion"),
+}
+GRAY_BOX = (
+    "Gray box: the attack is made on the bare classifier, and its result is then purified. The attacker knows the "
+    "classifier but not the purifier, so these accuracies say nothing about an attacker who does."
+)
+WHITE_BOX = (
+    "White box: the attacker knows the purifier, but attacks through it with the identity as its gradient. That is an "
+    "approximation, and a weak one: the accuracy found is an upper bound, not a claim of robustness. Stronger attacks "
+    "(exact gradients, more steps, more draws) can only lower it."
+)
+
+
+def evaluation_sections(folder: Path) -> list[Section]:
+    """Return the sections of a finished evaluation; several can share a page.
+
+    Args:
+        folder: holds claim.json and examples.safetensors.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    path = folder / "claim.json"
+    claim = read_record(path, REMEDY)
+    pictures = folder / "examples.safetensors"
+    examples = read_examples(pictures)
+    with reading(path, REMEDY):
+        sections: list[Section] = [_verdict(claim)]
+    with reading(pictures, REMEDY):
+        sections += _pictures(examples)
+    with reading(path, REMEDY):
+        sections += _accuracy(claim)
+        sections += _per_class(claim, examples.radius)
+        sections += _traces(claim)
+        sections += _reading(claim)
+    return sections
+
+
+def _share(row: dict[str, Any]) -> Share:
+    return Share(*(float(row[key]) for key in ("accuracy", "low", "high")), int(row["correct"]), int(row["n"]))
+
+
+def _cells(claim: dict[str, Any]) -> dict[tuple[str, float, str], Share]:
+    return {(row["attack"], float(Radius(row["radius"])), row["defence"]): _share(row) for row in claim["cells"]}
+
+
+def _verdict(claim: dict[str, Any]) -> Verdict:
+    cells, worst = _cells(claim), claim.get("worst_case")
+    purified = claim["purifier"] is not None
+    headlines = []
+
+    def add(label: str, attack: str, radius: float) -> None:
+        bare = cells.get((attack, radius, "bare"))
+        own = cells.get((attack, radius, "purified")) if purified else bare
+        if own:
+            note = f"{percent(bare.accuracy)} without the purifier" if purified and bare else ""
+            headlines.append(Headline(label, own, note))
+
+    add("Clean images", "none", 0.0)
+    if worst:
+        add(f"Gray-box attack, ε {worst['radius']}", "gray-box", float(Radius(worst["radius"])))
+        # Only where attacks were combined does the worst case say more than the gray box has said.
+        if any(row["attack"] == "white-box" for row in claim["cells"]):
+            counts = {"correct": round(worst["accuracy"] * claim["images"]), "n": claim["images"]} | worst
+            headlines.append(
+                Headline(f"Worst case, ε {worst['radius']}", _share(counts), "right under both attacks; an upper bound")
+            )
+    norm = NORMS.get(claim["norm"], claim["norm"])
+    return Verdict(
+        title="Verdict",
+        facts=(
+            ("Classifier", claim["classifier"]),
+            ("Purifier", claim["purifier"] or "none"),
+            ("Data", f"{claim['data']}, {claim['images']} images"),
+            ("Attacks", f"{norm}, seed {claim['seed']}"),
+        ),
+        headlines=tuple(headlines),
+        findings=tuple(Finding(found["level"], found["sentence"]) for found in claim["findings"]),
+        note="Gray box: the attacker does not know of the purifier." if purified else "",
+    )
+
+
+def _pictures(examples: Examples) -> list[Section]:
+    arrays = examples.arrays
+    small = is_small(arrays["clean"])
+    columns = {
+        "clean": "Clean",
+        "attacked": "Attacked",
+        "purified": "Attacked, purified",
+        "purified_clean": "Clean, purified",
+    }
+    columns = {name: caption for name, caption in columns.items() if name in arrays}
+    rows, overlays = [], []
+    for place in range(len(arrays["clean"])):
+        label = examples.answer("label", place)
+        shown, seen = [], []
+        for name, caption in columns.items():
+            answer = examples.answer(f"predicted_{name}", place)
+            right = int(arrays[f"predicted_{name}"][place]) == int(arrays["label"][place])
+            text = f"{label}, {caption.lower()}: classified as {answer}, {'right' if right else 'wrong'}"
+            shown.append(Picture(data_uri(arrays[name][place]), caption, text, answer, right))
+            if f"attention_{name}" in arrays:
+                heat = data_uri(overlay(arrays[name][place], arrays[f"attention_{name}"][place]))
+                seen.append(Picture(heat, caption, f"attention over {label}, {caption.lower()}"))
+        for name in ("attacked", "purified"):
+            if name in arrays:
+                caption = f"{name.capitalize()} − clean, ×10"
+                change = difference(arrays[name][place], arrays["clean"][place])
+                shown.append(Picture(data_uri(change), caption, f"{label}, {caption}, around mid grey"))
+        rows.append(PictureRow(label, tuple(shown)))
+        overlays.append(PictureRow(label, tuple(seen)))
+    kept = "" if small else " Photographs are stored here as JPEG; every number comes from the originals."
+    sections: list[Section] = [
+        ImageGrid(
+            title="What the classifier sees",
+            lead=f"Gray-box attack at ε {examples.radius}. The first images of the data set, not chosen.",
+            rows=tuple(rows),
+            caption=f"Differences are enlarged ten times; mid grey is no change.{kept} Select a picture to enlarge it.",
+            pixelated=small,
+        )
+    ]
+    if any(row.pictures for row in overlays):
+        sections.append(
+            ImageGrid(
+                title="Where the model attends",
+                lead="Attention of the masked model, light where it is strongest. Each map is stretched to its own range.",
+                rows=tuple(overlays),
+            )
+        )
+    return sections
+
+
+def _accuracy(claim: dict[str, Any]) -> list[Section]:
+    cells = _cells(claim)
+    radii = sorted({radius for _, radius, _ in cells})
+    names = {float(Radius(row["radius"])): str(row["radius"]) for row in claim["cells"]} | {0.0: "0"}
+    lines, columns = [], []
+    for (attack, defence), (label, tone) in CURVES.items():
+        own = {radius: cells.get((attack if radius else "none", radius, defence)) for radius in radii}
+        found = {radius: share for radius, share in own.items() if share}
+        if any(found):  # a budget above zero
+            x, shares = tuple(found), tuple(found.values())
+            low, high = tuple(share.low for share in shares), tuple(share.high for share in shares)
+            lines.append(Line(label, tone, x, tuple(share.accuracy for share in shares), low, high))
+            columns.append((label, own if attack == "gray-box" else {**own, 0.0: None}))
+    if not lines:
+        return []
+    norm = NORMS.get(claim["norm"], claim["norm"])
+    spoken = "; ".join(
+        f"{line.label}: " + ", ".join(f"{percent(y)} at {names[x]}" for x, y in zip(line.x, line.y, strict=True))
+        for line in lines
+    )
+    plot = LinePlot(
+        title="Accuracy",
+        x_label=f"budget ε ({norm})",
+        lines=tuple(lines),
+        description=f"Accuracy over the attack's budget. {spoken}.",
+        x_ticks=tuple((radius, names[radius]) for radius in radii),
+        unit="percent",
+        wide=True,
+    )
+    rows = tuple(
+        (names[radius] if radius else "0 (clean)", tuple(own.get(radius) for _, own in columns)) for radius in radii
+    )
+    return [
+        Charts(
+            title="Accuracy over the budget",
+            lead="An attack that works brings accuracy down to zero as ε grows. A curve that levels off above zero may "
+            "show a failing attack rather than a strong defence.",
+            plots=(plot,),
+            caption="Whiskers: 95 % Wilson intervals.",
+        ),
+        AccuracyTable(
+            title="Every accuracy",
+            corner="ε",
+            columns=tuple(label for label, _ in columns),
+            rows=rows,
+            lead="Accuracy, its 95 % Wilson interval in percent, and the images behind it.",
+        ),
+    ]
+
+
+def _per_class(claim: dict[str, Any], radius: str) -> list[Section]:
+    rows = claim.get("per_class")
+    if not rows:
+        return []
+    kinds: tuple[tuple[str, str, Tone], ...] = (
+        ("attacked_bare", "Attacked, no purifier", "neutral"),
+        ("attacked_purified", "Attacked, purified", "blue"),
+    )
+    # Without a purifier nothing was purified, and the tally of nothing is not an accuracy of zero.
+    kinds = kinds if claim["purifier"] is not None else kinds[:1]
+    bars = tuple(Bars(label, tone, tuple(float(row[key]) for row in rows)) for key, label, tone in kinds)
+    spoken = "; ".join(f"{row['class']} {percent(row[kinds[-1][0]])}" for row in rows)
+    plot = BarPlot(
+        title="Accuracy, %",
+        categories=tuple(str(row["class"]) for row in rows),
+        bars=bars,
+        mark=Bars("Clean, no purifier", "neutral", tuple(float(row["clean"]) for row in rows)),
+        description=f"Accuracy by class. {kinds[-1][1]}: {spoken}.",
+    )
+    return [
+        Charts(
+            title="Class by class",
+            lead=f"Gray-box attack at ε {radius}.",
+            plots=(plot,),
+            caption="Each class has a part of the images only: differences of several points may be chance.",
+        )
+    ]
+
+
+def _traces(claim: dict[str, Any]) -> list[Section]:
+    trace = claim.get("trace") or {}
+    fine = claim["norm"] == "linf"
+    curves = (
+        ("loss", "Reconstruction loss", 1.0, False),
+        ("distance", f"Distance moved, {'grey levels of 255' if fine else 'ℓ2'}", 255.0 if fine else 1.0, True),
+        ("saturation", "Share at the edge of the η-ball", 1.0, True),
+        ("amv", "Attention matrix variation", 1.0, True),
+    )
+    images: tuple[tuple[str, str, Tone], ...] = (
+        ("clean", "Clean image", "neutral"),
+        ("attacked", "Attacked image", "blue"),
+    )
+    plots = []
+    for name, title, scale, from_zero in curves:
+        lines = tuple(
+            Line(label, tone, tuple(map(float, range(len(values)))), tuple(scale * float(value) for value in values))
+            for which, label, tone in images
+            if (values := (trace.get(which) or {}).get(name))
+        )
+        if not lines:
+            continue
+        spoken = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
+        unit, description = "percent" if name == "saturation" else "number", f"{title} over the steps. {spoken}."
+        plots.append(
+            LinePlot(title, "purification step", lines, description, unit="percent" if unit == "percent" else "number", from_zero=from_zero)
+        )
+    if not plots:
+        return []
+    return [
+        Charts(
+            title="Inside the purification",
+            lead="Averages over the first images of the data set, before each step, for clean and gray-box attacked images.",
+            plots=tuple(plots),
+        )
+    ]
+
+
+def _reading(claim: dict[str, Any]) -> list[Section]:
+    purified = claim["purifier"] is not None
+    attacks = {row["attack"] for row in claim["cells"]}
+    texts = []
+    if purified:
+        texts.append(GRAY_BOX)
+        if "white-box" in attacks:
+            texts.append(WHITE_BOX)
+    texts.append(
+        "Intervals are 95 % Wilson intervals: they hold what the choice of images can change, not what other attacks, "
+        "seeds or data would."
+    )
+    times = claim.get("milliseconds_per_image") or {}
+    names = {"classify": "Classify", "purify": "Purify"}
+    items = [(names.get(what, what), f"{value:,.1f} ms an image") for what, value in times.items()]
+    if times.get("classify") and times.get("purify"):
+        items.append(("Purification costs", f"{times['purify'] / times['classify']:,.0f} × a classification"))
+    protocol = tuple((name.replace("-", " ").capitalize(), str(text)) for name, text in claim["protocol"].items())
+    sections: list[Section] = [Prose("How to read these numbers", "\n\n".join(texts))]
+    if items:
+        sections.append(Facts("Cost", tuple(items), tiles=True))
+    if protocol:
+        sections.append(Facts("Protocol", protocol))
+    return sections

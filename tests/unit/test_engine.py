@@ -1,0 +1,256 @@
+"""The engine: exact resume, clean stop, averages, schedules, divergence."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from robustmim.config import DataConfig, OptimizerConfig, RunConfig
+from robustmim.data.loader import Loader
+from robustmim.data.sources import ResidentSource
+from robustmim.errors import CheckpointError, InputError, RecipeError
+from robustmim.models.fast_cnn import FastCNN
+from robustmim.models.masked_conv import MaskedConvolution
+from robustmim.runs import RunFolder, read_json, read_lines
+from robustmim.train.distributed import World
+from robustmim.train.engine import Diverged, fit
+from robustmim.train.objectives import Classification, MaskedReconstruction
+from robustmim.train.schedule import learning_rate_factor, make_optimizer
+
+HERE = World(0, 1, torch.device("cpu"))
+RUN = RunConfig(epochs=3, batch_size=8, ema=0.9, evaluate_every=1, checkpoint_minutes=0.0)
+
+
+def source(n: int = 32) -> ResidentSource:
+    images = torch.randint(0, 256, (n, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return ResidentSource(
+        name="noise", classes=("a", "b"), images=images, labels=torch.arange(n) % 2, ids=torch.arange(n)
+    )
+
+
+def batches(**changes) -> Loader:
+    config = DataConfig(padding=2, flip="random", cutout=4, **changes)
+    return Loader(source(), config, batch_size=8, seed=1, device=HERE.device)
+
+
+def masked_model() -> MaskedConvolution:
+    torch.manual_seed(0)
+    return MaskedConvolution(widths=(8, 16), blocks=(1, 1))
+
+
+def classifier() -> FastCNN:
+    torch.manual_seed(0)
+    return FastCNN(widths=(8, 8, 8), classes=2)
+
+
+JOBS = {
+    "masked-adamw": (masked_model, MaskedReconstruction((0.25, 0.5)), OptimizerConfig(learning_rate=1e-3, clip=1.0)),
+    "classifier-sgd": (classifier, Classification(0.1), OptimizerConfig(name="sgd", learning_rate=0.05)),
+}
+
+
+def train(folder, job="masked-adamw", evaluate=lambda model: {}, run=RUN, **options):
+    make, objective, optimizer = JOBS[job]
+    model = make()
+    status = fit(
+        model,
+        objective,
+        batches(),
+        optimizer_config=optimizer,
+        run=run,
+        folder=RunFolder(folder, recipe={"job": job}, kind="train"),
+        world=HERE,
+        evaluate=evaluate,
+        **options,
+    )
+    return model, status
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_resumes_to_the_same_weights_bit_for_bit(tmp_path, job):
+    whole, status = train(tmp_path / "whole", job)
+    assert status == "finished"
+
+    class Killed(Exception):
+        pass
+
+    def kill(model):
+        raise Killed
+
+    with pytest.raises(Killed):  # dies in the first evaluation, with the checkpoint of the step before
+        train(tmp_path / "killed", job, evaluate=kill)
+    resumed, status = train(tmp_path / "killed", job)
+    assert status == "finished"
+    assert same(whole, resumed)
+    steps = [row["step"] for row in read_lines(tmp_path / "killed" / "log.jsonl") if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_a_time_limit_stops_cleanly_and_can_be_resumed(tmp_path):
+    whole, _ = train(tmp_path / "whole")
+    statuses = []
+    for _ in range(40):
+        model, status = train(tmp_path / "pieces", max_seconds=0.0)
+        statuses.append(status)
+        if status == "finished":
+            break
+    assert statuses.count("stopped") >= 5
+    assert statuses[-1] == "finished"
+    assert same(whole, model)
+
+
+def test_the_average_is_what_is_evaluated_and_returned(tmp_path):
+    seen = []
+    model, _ = train(tmp_path / "a", evaluate=lambda m: seen.append(m.stem.weight.clone()) or {"x": 1.0})
+    assert torch.equal(seen[-1], model.stem.weight)
+    plain, _ = train(tmp_path / "b", run=RunConfig(epochs=3, batch_size=8, ema=0.0))
+    assert not same(model, plain)
+
+
+def test_log_holds_losses_and_evaluations(tmp_path):
+    train(tmp_path, evaluate=lambda model: {"accuracy": 0.5})
+    rows = read_lines(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows if row.get("evaluation")] == [4, 8, 12]
+    assert all(row["accuracy"] == 0.5 for row in rows if row.get("evaluation"))
+    assert {"loss", "learning_rate", "images_per_second", "seconds"} <= rows[0].keys()
+
+
+def test_divergence_stops_with_advice_and_keeps_the_checkpoint(tmp_path):
+    optimizer = OptimizerConfig(name="sgd", learning_rate=1e12, warmup=0.0)
+    model = masked_model()
+    with pytest.raises(Diverged, match="learning_rate"):
+        fit(
+            model,
+            MaskedReconstruction((0.25,)),
+            batches(),
+            optimizer_config=optimizer,
+            run=RUN,
+            folder=RunFolder(tmp_path, recipe={}, kind="train"),
+            world=HERE,
+            evaluate=lambda model: {},
+        )
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    train(tmp_path, max_seconds=0.0)
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="delete it to start over"):
+        train(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(tmp_path, max_seconds=0.0)
+    with pytest.raises(CheckpointError, match="another model"):
+        fit(
+            classifier(),
+            Classification(),
+            batches(),
+            optimizer_config=OptimizerConfig(),
+            run=RUN,
+            folder=RunFolder(tmp_path, recipe={"job": "masked-adamw"}, kind="train"),
+            world=HERE,
+            evaluate=lambda model: {},
+        )
+
+
+def test_a_run_folder_refuses_another_recipe_but_not_another_way_to_watch(tmp_path):
+    RunFolder(tmp_path, recipe={"run": {"seed": 0}, "probe": {"images": 1}}, kind="train")
+    with pytest.raises(RecipeError, match=r"run\.seed"):
+        RunFolder(tmp_path, recipe={"run": {"seed": 1}, "probe": {"images": 1}}, kind="train", harmless=("probe",))
+    RunFolder(tmp_path, recipe={"run": {"seed": 0}, "probe": {"images": 9}}, kind="train", harmless=("probe",))
+    with pytest.raises(RecipeError, match="kind of job"):
+        RunFolder(tmp_path, recipe={"run": {"seed": 0}, "probe": {"images": 9}}, kind="evaluate")
+    assert read_json(tmp_path / "run.json")["environment"]["torch"] == torch.__version__
+
+
+def test_unwritable_and_damaged_folders_are_named(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        RunFolder(blocked / "run", recipe={}, kind="train")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        RunFolder(tmp_path, recipe={}, kind="train")
+
+
+def test_a_line_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    assert read_lines(path) == [{"step": 1}]
+
+
+def test_learning_rate_rises_and_falls():
+    config = OptimizerConfig(warmup=0.1, schedule="cosine", final=0.1)
+    assert learning_rate_factor(config, 0.0) == 0
+    assert learning_rate_factor(config, 0.05) == pytest.approx(0.5)
+    assert learning_rate_factor(config, 0.1) == pytest.approx(1)
+    assert learning_rate_factor(config, 0.55) == pytest.approx(0.55)
+    assert learning_rate_factor(config, 1.0) == pytest.approx(0.1)
+    assert learning_rate_factor(OptimizerConfig(warmup=0.0, schedule="linear"), 0.25) == pytest.approx(0.75)
+    assert learning_rate_factor(OptimizerConfig(warmup=0.0, schedule="constant"), 0.9) == 1
+
+
+def test_biases_and_norms_do_not_decay_and_frozen_parameters_are_left_out():
+    model = classifier()
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.1, bias_scale=4.0, learning_rate=0.5))
+    matrices, vectors = optimizer.param_groups
+    assert all(parameter.ndim >= 2 for parameter in matrices["params"])
+    assert vectors["weight_decay"] == 0
+    assert vectors["peak"] == 2.0
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert id(model.whiten.weight) not in held
+
+
+def test_loader_is_a_pure_function_of_the_step_and_drops_the_incomplete_batch():
+    first, second = batches(), batches()
+    second.batch(3)
+    for step in (0, 5, 2):
+        assert torch.equal(first.batch(step).images, second.batch(step).images)
+    assert torch.cat([first.batch(step).ids for step in range(4)]).sort().values.tolist() == list(range(32))
+    assert not torch.equal(first.batch(0).images, first.batch(4).images)
+
+
+def test_processes_share_a_batch_without_overlap():
+    parts = [
+        Loader(source(), DataConfig(flip="random"), batch_size=8, seed=1, device=HERE.device, rank=rank, world=2)
+        for rank in range(2)
+    ]
+    whole = Loader(source(), DataConfig(flip="random"), batch_size=8, seed=1, device=HERE.device)
+    joined = torch.cat([part.batch(3).images for part in parts])
+    assert torch.equal(joined, whole.batch(3).images)
+    with pytest.raises(RecipeError, match="multiple"):
+        Loader(source(), DataConfig(), batch_size=9, seed=1, device=HERE.device, world=2)
+    with pytest.raises(RecipeError, match="fewer"):
+        Loader(source(4), DataConfig(), batch_size=8, seed=1, device=HERE.device)
+
+
+def test_alternate_flip_shows_each_side_every_second_epoch():
+    loader = Loader(source(8), DataConfig(flip="alternate"), batch_size=8, seed=1, device=HERE.device)
+    epochs = []
+    for epoch in range(3):
+        batch = loader.batch(epoch)
+        epochs.append(batch.images[batch.ids.argsort()])
+    assert torch.equal(epochs[0], epochs[2])
+    assert torch.equal(epochs[0].flip(3), epochs[1])
+
+
+def test_whitening_layer_whitens():
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.avg_pool2d(torch.rand(200, 3, 20, 20, generator=generator), 5, stride=1)
+    model = classifier()
+    model.initialise_from(smooth)
+    features = model.whiten(model.normalise(smooth)).transpose(0, 1).flatten(1)[:12]
+    covariance = torch.cov(features)
+    kept = covariance.diagonal() > 0.5  # directions with hardly any variance are damped, not blown up
+    assert kept.sum() >= 3
+    assert math.isclose(float(covariance.diagonal()[kept].mean()), 1.0, abs_tol=0.2)
+    off = covariance - covariance.diag().diag()
+    assert off.abs().max() < 0.05
