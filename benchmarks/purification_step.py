@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import reference
 import torch
 from torch import Tensor
 
+import reference
 from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.masked import freeze
 from robustmim.models.masking import random_mask
@@ -100,7 +100,9 @@ def main() -> None:
     results = {name: measure(sizes, batch, options.rounds) for name, (sizes, batch) in CASES.items()}
     for name, row in results.items():
         print(f"{name}: {row['reference_ms']} → {row['ours_ms']} ms a step, {row['ratio']}×")
-        print(f"  loss differs by {row['largest_loss_difference']:.1e}, {row['pixels_that_step_another_way']:.2%} of pixels step another way")
+        print(
+            f"  loss differs by {row['largest_loss_difference']:.1e}, {row['pixels_that_step_another_way']:.2%} of pixels step another way"
+        )
         print(f"  kept for the backward pass: {row['reference_saved_mib']} → {row['ours_saved_mib']} MiB")
     if options.record:
         date = datetime.date.today().isoformat()

@@ -15,7 +15,9 @@ from robustmim.models.mae import MaskedAutoencoder
 
 def attention(layer, tokens: Tensor) -> Tensor:
     batch, length, width = tokens.shape
-    query, key, value = layer.qkv(tokens).reshape(batch, length, 3, layer.heads, width // layer.heads).permute(2, 0, 3, 1, 4)
+    query, key, value = (
+        layer.qkv(tokens).reshape(batch, length, 3, layer.heads, width // layer.heads).permute(2, 0, 3, 1, 4)
+    )
     weights = (query @ key.transpose(-2, -1) * (width // layer.heads) ** -0.5).softmax(dim=-1)
     return layer.proj((weights @ value).transpose(1, 2).reshape(batch, length, width))
 

@@ -225,6 +225,8 @@ class EvaluateRecipe:
     """PGD on the classifier alone: the attacker does not know of the purifier."""
     white_box: AttackConfig = AttackConfig()
     """PGD + EOT through the purifier with identity gradient."""
+    white_box_radii: tuple[Radius, ...] | None = None
+    """Budgets of the attack through the purifier; default: all of them."""
     white_box_images: int | None = None
     """Attack only the first so many through the purifier (it costs steps × EOT purifications each)."""
     batch_size: int = 64

@@ -28,7 +28,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv"),
     "purifier": ("robustmim.purify.amrm",),
     "attack": ("robustmim.attacks.pgd",),
-    "data": ("robustmim.data.sources",),
+    "data": ("robustmim.data.official", "robustmim.data.samples"),
 }
 _REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}
 _LOADED: set[str] = set()

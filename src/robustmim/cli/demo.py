@@ -148,8 +148,8 @@ def _tell(content: dict[str, Any]) -> None:
 
     cells = {(row["attack"], row["radius"], row["defence"]): row for row in content["cells"]}
 
-    def share(*cell: str) -> str:
-        row = cells[cell]
+    def share(attack: str, radius: str, defence: str) -> str:
+        row = cells[attack, radius, defence]
         return f"{row['correct']} of {row['n']}"
 
     say(f"  right on clean images: {share('none', '0', 'bare')}; purified first: {share('none', '0', 'purified')}")

@@ -16,6 +16,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.cli.training import open_loader, open_source, run_training
     from robustmim.data.loader import Mixture
     from robustmim.evaluate.accuracy import masked_loss
+    from robustmim.models.masked import MaskedModel
     from robustmim.models.zoo import copy_weights, saved_config
     from robustmim.registry import build
     from robustmim.train.distributed import world
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
         probe = PurificationProbe(recipe.probe, device=here.device, seed=recipe.run.seed) if wants_probe else None
 
         def evaluate(trained: torch.nn.Module) -> dict[str, float]:
+            assert isinstance(trained, MaskedModel)
             loss = masked_loss(
                 trained, validation, ratio=recipe.validation_ratio, seed=recipe.run.seed, device=here.device
             )

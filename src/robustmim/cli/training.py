@@ -24,6 +24,9 @@ from robustmim.train.distributed import World, world
 from robustmim.train.engine import Evaluation, fit
 from robustmim.train.objectives import Objective
 
+RESIDENT_BYTES = 2**30
+"""Photographs are decoded once and kept if they fit in this; larger sets are decoded whenever they are fetched."""
+
 
 def open_source(config: DataConfig, device: torch.device) -> Source:
     """Open the data set a recipe names; sets that fit stay on the device as uint8."""
@@ -36,6 +39,8 @@ def open_source(config: DataConfig, device: torch.device) -> Source:
         limit=config.limit,
         part=config.part,
     )
+    if isinstance(source, sources.FolderSource) and 3 * source.size**2 * len(source) <= RESIDENT_BYTES:
+        source = source.resident()
     return source.to(device) if isinstance(source, sources.ResidentSource) else source
 
 

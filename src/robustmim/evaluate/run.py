@@ -31,7 +31,7 @@ from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.defended import Defended
 from robustmim.purify.trace import Trace
 from robustmim.purify.traits import Purifier
-from robustmim.radius import radius_text
+from robustmim.radius import Radius, radius_text
 from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder, append_line, atomic, read_lines
 from robustmim.types import Images
@@ -56,13 +56,17 @@ class Cell:
         return f"{self.attack} {radius_text(self.radius)} {self.defence}"
 
 
+def _white_box_radii(recipe: EvaluateRecipe) -> tuple[Radius, ...]:
+    return recipe.radii if recipe.white_box_radii is None else recipe.white_box_radii
+
+
 def cells(recipe: EvaluateRecipe, *, purified: bool) -> list[Cell]:
     """List the cells that a recipe asks for."""
     table = [Cell("none", 0.0, "bare")] + [Cell("gray-box", radius, "bare") for radius in recipe.radii]
     if purified:
         table += [Cell("none", 0.0, "purified")]
         table += [Cell("gray-box", radius, "purified") for radius in recipe.radii]
-        table += [Cell("white-box", radius, "purified") for radius in recipe.radii]
+        table += [Cell("white-box", radius, "purified") for radius in _white_box_radii(recipe)]
     return table
 
 
@@ -127,6 +131,8 @@ class Evaluator:
                 continue
             purified = self.purify(attacked, verdict.fold("gray-box", radius_text(radius)))
             found[Cell("gray-box", radius, "purified").key] = self.classify(purified)
+            if radius not in _white_box_radii(recipe):
+                continue
             few = recipe.white_box_images
             chosen = torch.ones_like(batch.ids, dtype=torch.bool)
             if few is not None:
@@ -210,8 +216,8 @@ def _share(correct: int, n: int) -> dict[str, Any]:
 def worst_case(records: list[dict[str, Any]], radius: float) -> dict[str, Any]:
     """Count samples that withstand every attack at a budget, among those that faced them all."""
     names = [Cell(attack, radius, "purified").key for attack in ("gray-box", "white-box")]
-    if not any(names[0] in record["predicted"] for record in records):
-        names = [Cell("gray-box", radius, "bare").key]
+    names = [name for name in names if any(name in record["predicted"] for record in records)]
+    names = names or [Cell("gray-box", radius, "bare").key]
     judged = [record for record in records if all(name in record["predicted"] for name in names)]
     correct = sum(all(record["predicted"][name] == record["label"] for name in names) for record in judged)
     return {"radius": radius_text(radius)} | _share(correct, len(judged))

@@ -139,7 +139,7 @@ class MaskedAutoencoder(nn.Module):
 
         goal = patches if target is None else patchify(self.normalise(target), self.patch_size)
         goal = _gather(goal, hidden)
-        mean, deviation = 0.0, 1.0
+        mean, deviation = torch.zeros((), device=x.device), torch.ones((), device=x.device)
         if self.target == "normalised":
             mean, deviation = goal.mean(-1, keepdim=True), (goal.var(-1, keepdim=True) + 1e-6).sqrt()
         loss = (predicted - (goal - mean) / deviation).square().mean((1, 2))

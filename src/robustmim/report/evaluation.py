@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from robustmim.radius import Radius
 from robustmim.report.figures import BarPlot, Bars, Line, LinePlot, Tone, percent
-from robustmim.report.pictures import data_uri, difference, is_small, overlay
-from robustmim.report.reading import Examples, read_examples, read_record, reading
+from robustmim.report.pictures import picture_sections
+from robustmim.report.reading import read_examples, read_record, reading
 from robustmim.report.sections import (
     AccuracyTable,
     Charts,
     Facts,
     Finding,
     Headline,
-    ImageGrid,
-    Picture,
-    PictureRow,
+    Level,
     Prose,
     Section,
     Share,
@@ -59,7 +57,7 @@ def evaluation_sections(folder: Path) -> list[Section]:
     with reading(path, REMEDY):
         sections: list[Section] = [_verdict(claim)]
     with reading(pictures, REMEDY):
-        sections += _pictures(examples)
+        sections += picture_sections(examples)
     with reading(path, REMEDY):
         sections += _accuracy(claim)
         sections += _per_class(claim, examples.radius)
@@ -69,7 +67,20 @@ def evaluation_sections(folder: Path) -> list[Section]:
 
 
 def _share(row: dict[str, Any]) -> Share:
-    return Share(*(float(row[key]) for key in ("accuracy", "low", "high")), int(row["correct"]), int(row["n"]))
+    return Share(
+        accuracy=float(row["accuracy"]),
+        low=float(row["low"]),
+        high=float(row["high"]),
+        correct=int(row["correct"]),
+        n=int(row["n"]),
+    )
+
+
+def _finding(found: dict[str, str]) -> Finding:
+    level = found["level"]
+    if level not in get_args(Level):
+        raise ValueError(f"a finding is red, amber or green, not {level!r}")
+    return Finding(cast(Level, level), found["sentence"])
 
 
 def _cells(claim: dict[str, Any]) -> dict[tuple[str, float, str], Share]:
@@ -107,59 +118,9 @@ def _verdict(claim: dict[str, Any]) -> Verdict:
             ("Attacks", f"{norm}, seed {claim['seed']}"),
         ),
         headlines=tuple(headlines),
-        findings=tuple(Finding(found["level"], found["sentence"]) for found in claim["findings"]),
+        findings=tuple(sorted(map(_finding, claim["findings"]), key=lambda found: get_args(Level).index(found.level))),
         note="Gray box: the attacker does not know of the purifier." if purified else "",
     )
-
-
-def _pictures(examples: Examples) -> list[Section]:
-    arrays = examples.arrays
-    small = is_small(arrays["clean"])
-    columns = {
-        "clean": "Clean",
-        "attacked": "Attacked",
-        "purified": "Attacked, purified",
-        "purified_clean": "Clean, purified",
-    }
-    columns = {name: caption for name, caption in columns.items() if name in arrays}
-    rows, overlays = [], []
-    for place in range(len(arrays["clean"])):
-        label = examples.answer("label", place)
-        shown, seen = [], []
-        for name, caption in columns.items():
-            answer = examples.answer(f"predicted_{name}", place)
-            right = int(arrays[f"predicted_{name}"][place]) == int(arrays["label"][place])
-            text = f"{label}, {caption.lower()}: classified as {answer}, {'right' if right else 'wrong'}"
-            shown.append(Picture(data_uri(arrays[name][place]), caption, text, answer, right))
-            if f"attention_{name}" in arrays:
-                heat = data_uri(overlay(arrays[name][place], arrays[f"attention_{name}"][place]))
-                seen.append(Picture(heat, caption, f"attention over {label}, {caption.lower()}"))
-        for name in ("attacked", "purified"):
-            if name in arrays:
-                caption = f"{name.capitalize()} − clean, ×10"
-                change = difference(arrays[name][place], arrays["clean"][place])
-                shown.append(Picture(data_uri(change), caption, f"{label}, {caption}, around mid grey"))
-        rows.append(PictureRow(label, tuple(shown)))
-        overlays.append(PictureRow(label, tuple(seen)))
-    kept = "" if small else " Photographs are stored here as JPEG; every number comes from the originals."
-    sections: list[Section] = [
-        ImageGrid(
-            title="What the classifier sees",
-            lead=f"Gray-box attack at ε {examples.radius}. The first images of the data set, not chosen.",
-            rows=tuple(rows),
-            caption=f"Differences are enlarged ten times; mid grey is no change.{kept} Select a picture to enlarge it.",
-            pixelated=small,
-        )
-    ]
-    if any(row.pictures for row in overlays):
-        sections.append(
-            ImageGrid(
-                title="Where the model attends",
-                lead="Attention of the masked model, light where it is strongest. Each map is stretched to its own range.",
-                rows=tuple(overlays),
-            )
-        )
-    return sections
 
 
 def _accuracy(claim: dict[str, Any]) -> list[Section]:
@@ -266,7 +227,14 @@ def _traces(claim: dict[str, Any]) -> list[Section]:
         spoken = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
         unit, description = "percent" if name == "saturation" else "number", f"{title} over the steps. {spoken}."
         plots.append(
-            LinePlot(title, "purification step", lines, description, unit="percent" if unit == "percent" else "number", from_zero=from_zero)
+            LinePlot(
+                title,
+                "purification step",
+                lines,
+                description,
+                unit="percent" if unit == "percent" else "number",
+                from_zero=from_zero,
+            )
         )
     if not plots:
         return []
@@ -295,7 +263,7 @@ def _reading(claim: dict[str, Any]) -> list[Section]:
     names = {"classify": "Classify", "purify": "Purify"}
     items = [(names.get(what, what), f"{value:,.1f} ms an image") for what, value in times.items()]
     if times.get("classify") and times.get("purify"):
-        items.append(("Purification costs", f"{times['purify'] / times['classify']:,.0f} × a classification"))
+        items.append(("Purification costs", f"{times['purify'] / times['classify']:,.0f} classifications"))
     protocol = tuple((name.replace("-", " ").capitalize(), str(text)) for name, text in claim["protocol"].items())
     sections: list[Section] = [Prose("How to read these numbers", "\n\n".join(texts))]
     if items:

@@ -17,7 +17,7 @@ Tone = Literal["neutral", "blue", "vermillion", "teal", "purple", "gold"]
 TONES: tuple[Tone, ...] = ("blue", "vermillion", "teal", "purple", "gold", "neutral")
 Unit = Literal["number", "percent"]
 
-LETTER = 6.8  # width of a figure at the charts' font size of 12
+LETTER = 7.4  # width of a figure at the charts' font size of 13
 DODGE = 7.0  # pixels between whiskers at the same place
 
 
@@ -44,7 +44,7 @@ class LinePlot:
         description: the chart in a sentence, for readers who cannot see it.
         x_ticks: places and texts on the horizontal axis; round numbers by default.
         unit: "percent" for shares: the axis goes from 0 to 100 %.
-        from_zero: keep zero on the vertical axis.
+        from_zero: keep zero on the vertical axis, which is then never logarithmic.
         wide: a chart that takes the page's width.
     """
 
@@ -92,8 +92,14 @@ def draw(plot: LinePlot | BarPlot, width: int) -> str:
 def legend(plot: LinePlot | BarPlot) -> list[tuple[str, str]]:
     """Return (swatch as SVG, label) for each thing in a chart."""
     if isinstance(plot, LinePlot):
-        return [(_swatch(_path([(1, 7), (27, 7)], line.tone) + _marker(14, 7, line.tone)), line.label) for line in plot.lines]
-    entries = [(_swatch(f'<rect x="4" y="3" width="20" height="8" rx="2" class="fill {bar.tone}"/>'), bar.label) for bar in plot.bars]
+        return [
+            (_swatch(_path([(1, 7), (27, 7)], line.tone) + _marker(14, 7, line.tone)), line.label)
+            for line in plot.lines
+        ]
+    entries = [
+        (_swatch(f'<rect x="4" y="3" width="20" height="8" rx="2" class="fill {bar.tone}"/>'), bar.label)
+        for bar in plot.bars
+    ]
     if plot.mark:
         entries.append((_swatch('<path d="M14 0V14" class="mark"/>'), plot.mark.label))
     return entries
@@ -107,7 +113,7 @@ def _draw_lines(plot: LinePlot, width: int) -> str:
     height = round(min(340, max(210, width * 0.56)))
     values = [value for line in plot.lines for value in (*line.y, *(line.low or ()), *(line.high or ()))]
     places = [x for line in plot.lines for x in line.x]
-    logarithmic = plot.unit == "number" and min(values) > 0 and max(values) / min(values) > 20
+    logarithmic = plot.unit == "number" and not plot.from_zero and min(values) > 0 and max(values) / min(values) > 20
     if plot.unit == "percent":
         ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
     elif logarithmic:
@@ -115,15 +121,23 @@ def _draw_lines(plot: LinePlot, width: int) -> str:
     else:
         ticks = _round_ticks(0.0 if plot.from_zero else min(values), max(values))
     bottom, top = ticks[0], ticks[-1]
-    texts = [f"{tick:.0%}".replace("%", " %") if plot.unit == "percent" else f"{tick:.6g}" for tick in ticks]
+    texts = (
+        [f"{tick * 100:.0f} %" for tick in ticks]
+        if plot.unit == "percent"
+        else _tick_texts(ticks, alike=not logarithmic)
+    )
     left, right, upper, lower = max(map(len, texts)) * LETTER + 14, 18.0, 10.0, 46.0
-    x_ticks = plot.x_ticks or tuple((tick, f"{tick:g}") for tick in _round_ticks(min(places), max(places), inside=True))
-    first = min(*places, *(x for x, _ in x_ticks))
-    last = max(*places, *(x for x, _ in x_ticks))
+    round_places = _round_ticks(
+        min(places), max(places), inside=True, whole=all(place.is_integer() for place in places)
+    )
+    x_ticks = plot.x_ticks or tuple(zip(round_places, _tick_texts(round_places, alike=True), strict=True))
+    first, last = min([*places, *(x for x, _ in x_ticks)]), max([*places, *(x for x, _ in x_ticks)])
+    whiskered = [line for line in plot.lines if line.low is not None]
     inner = width - left - right
+    margin = len(whiskered) * DODGE  # room for whiskers that stand beside the first and the last place
 
     def across(x: float) -> float:
-        return left + (x - first) / ((last - first) or 1) * inner
+        return left + margin + (x - first) / ((last - first) or 1) * (inner - 2 * margin)
 
     def up(y: float) -> float:
         if logarithmic:
@@ -147,7 +161,6 @@ def _draw_lines(plot: LinePlot, width: int) -> str:
     parts.append(
         f'<text x="{left + inner / 2:.1f}" y="{height - 6}" text-anchor="middle" class="name">{escape(plot.x_label)}</text>'
     )
-    whiskered = [line for line in plot.lines if line.low is not None]
     for line in plot.lines:
         shift = (whiskered.index(line) - (len(whiskered) - 1) / 2) * DODGE if line in whiskered else 0.0
         points = [(across(x) + shift, up(y)) for x, y in zip(line.x, line.y, strict=True)]
@@ -230,16 +243,30 @@ def _marker(x: float, y: float, tone: Tone, *, title: str = "") -> str:
     return f'<path d="{shapes[tone]}" class="marker {tone}">{inner}</path>'
 
 
-def _round_ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
-    """Return about five round numbers from `low` to `high`: around them, or (`inside`) between them."""
+def _round_ticks(low: float, high: float, *, inside: bool = False, whole: bool = False) -> list[float]:
+    """Return about five round numbers from `low` to `high`: around them, or (`inside`) between them.
+
+    With `whole` they are whole numbers: there is no step two and a half.
+    """
     if high <= low:
         low, high = (low - abs(low) * 0.1, low + abs(low) * 0.1) if low else (0.0, 1.0)
     rough = (high - low) / 4
     power = 10 ** math.floor(math.log10(rough))
     step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda size: abs(size - rough))
+    if whole:
+        step = float(max(1, math.ceil(step)))
     first = math.ceil(low / step - 1e-9) if inside else math.floor(low / step + 1e-9)
     last = math.floor(high / step + 1e-9) if inside else math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _tick_texts(ticks: Sequence[float], *, alike: bool) -> list[str]:
+    """Print numbers of an axis; `alike` gives all the same number of decimals."""
+    texts = [f"{tick:.6g}" for tick in ticks]
+    if not alike or any("e" in text for text in texts):
+        return texts
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [f"{tick:.{decimals}f}" for tick in ticks]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def write_report(folder: Path) -> Path:
         details = _details(about)
         if kind not in TITLES:
             raise InputError(f"{folder / 'run.json'} is of a kind that has no report: {kind!r}")
+        started = _moment(started)
     notices = _notices(status, started, folder)
     content: list[Section] = []
     if kind == "evaluate" and (status == "finished" or (folder / "claim.json").exists()):
@@ -48,7 +50,7 @@ def write_report(folder: Path) -> Path:
     write_page(
         path,
         title=f"{TITLES[kind]}: {folder.resolve().name}",
-        subtitle=f"started {started.replace('T', ' ')}",
+        subtitle=f"Started {started}",
         sections=[*notices, *content, *details],
     )
     return path
@@ -83,6 +85,12 @@ def write_page(path: Path, *, title: str, sections: Sequence[Section], subtitle:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
 
 
+def _moment(started: str) -> str:
+    when = datetime.fromisoformat(started)
+    zone = "" if when.tzinfo is None else " UTC" if not when.utcoffset() else f" UTC{when:%z}"
+    return f"{when.day} {when:%B %Y, %H:%M}{zone}"
+
+
 def _drawn(plot: LinePlot | BarPlot, narrow: bool) -> Markup:
     # Markup: the drawing functions escape every text they are given.
     return Markup(draw(plot, NARROW if narrow else WIDE if plot.wide else HALF))
@@ -97,7 +105,7 @@ def _notices(status: str, started: str, folder: Path) -> list[Section]:
     texts = {
         "running": Notice(
             "This run is not finished",
-            f"It was started {started.replace('T', ' ')} and had not ended when this page was written. What follows, if "
+            f"It was started {started} and had not ended when this page was written. What follows, if "
             f"anything, is preliminary. For a newer page: {again}",
         ),
         "stopped": Notice(

@@ -8,6 +8,9 @@ import io
 import numpy as np
 from PIL import Image
 
+from robustmim.report.reading import Examples
+from robustmim.report.sections import ImageGrid, Picture, PictureRow, Section
+
 SMALL = 64  # images up to this size are kept exactly and shown with square pixels
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float32)
 
@@ -47,3 +50,55 @@ def overlay(image: np.ndarray, attention: np.ndarray, *, size: int = 192) -> np.
     stops = np.linspace(0, 1, len(HEAT))
     colour = np.stack([np.interp(heat_map, stops, HEAT[:, channel]) for channel in range(3)]) / 255
     return 0.45 * grey.clip(0, 1)[None] + 0.55 * colour
+
+
+def picture_sections(examples: Examples) -> list[Section]:
+    """Return the grid of pictures of an evaluation, and that of attention where it was recorded."""
+    arrays = examples.arrays
+    small = is_small(arrays["clean"])
+    columns = {
+        "clean": "Clean",
+        "attacked": "Attacked",
+        "purified": "Purified",
+        "purified_clean": "Clean, purified",
+    }
+    columns = {name: caption for name, caption in columns.items() if name in arrays}
+    rows, overlays = [], []
+    for place in range(len(arrays["clean"])):
+        label = examples.answer("label", place)
+        shown, seen = [], []
+        for name, caption in columns.items():
+            answer = examples.answer(f"predicted_{name}", place)
+            right = int(arrays[f"predicted_{name}"][place]) == int(arrays["label"][place])
+            spoken = "attacked and purified" if name == "purified" else caption.lower()
+            text = f"{label}, {spoken}: classified as {answer}, {'right' if right else 'wrong'}"
+            shown.append(Picture(data_uri(arrays[name][place]), caption, text, answer, right))
+            if f"attention_{name}" in arrays:
+                heat = data_uri(overlay(arrays[name][place], arrays[f"attention_{name}"][place]))
+                seen.append(Picture(heat, caption, f"attention over {label}, {spoken}"))
+        for name in ("attacked", "purified"):
+            if name in arrays:
+                caption = f"{name.capitalize()} − clean ×10"
+                change = difference(arrays[name][place], arrays["clean"][place])
+                shown.append(Picture(data_uri(change), caption, f"{label}, {caption}, around mid grey"))
+        rows.append(PictureRow(label, tuple(shown)))
+        overlays.append(PictureRow(label, tuple(seen)))
+    kept = "" if small else " Photographs are stored here as JPEG; every number comes from the originals."
+    sections: list[Section] = [
+        ImageGrid(
+            title="What the classifier sees",
+            lead=f"Gray-box attack at ε {examples.radius}. The first images of the data set, not chosen.",
+            rows=tuple(rows),
+            caption=f"Differences are enlarged ten times; mid grey is no change.{kept} Select a picture to enlarge it.",
+            pixelated=small,
+        )
+    ]
+    if any(row.pictures for row in overlays):
+        sections.append(
+            ImageGrid(
+                title="Where the model attends",
+                lead="Attention of the masked model, light where it is strongest. Each map is stretched to its own range.",
+                rows=tuple(overlays),
+            )
+        )
+    return sections

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustmim.report.figures import TONES, Line, LinePlot, Tone, percent
+from robustmim.report.figures import TONES, Line, LinePlot, Tone, Unit, percent
 from robustmim.report.reading import read_log, reading
 from robustmim.report.sections import Charts, Facts, Section
 
@@ -32,7 +33,7 @@ def _sections(rows: list[dict[str, Any]]) -> list[Section]:
     if training:
         items.append(("Loss", f"{training[-1]['loss']:.4g}"))
         speed = training[-1].get("images_per_second")
-        items += [("Speed", f"{speed:,.0f} images a second")] if speed else []
+        items += [("Speed", f"{speed:,.0f} images/s")] if speed else []
     sections: list[Section] = [Facts("Where it stands", tuple(items), tiles=True)]
     if evaluations:
         found = [(name, _text(name, value)) for name, value in evaluations[-1].items() if name not in NOT_MEASURED]
@@ -42,7 +43,10 @@ def _sections(rows: list[dict[str, Any]]) -> list[Section]:
     # The first row is the loss before any step: it would squeeze everything else.
     shown = [row for row in training if row["step"] > 1] or training
     if shown:
-        plots = [_plot("Loss", [("Loss", "loss")], shown), _plot("Learning rate", [("Learning rate", "learning_rate")], shown)]
+        plots = [
+            _plot("Loss", [("Loss", "loss")], shown),
+            _plot("Learning rate", [("Learning rate", "learning_rate")], shown),
+        ]
         sections.append(Charts("Training", tuple(plot for plot in plots if plot)))
     return sections
 
@@ -74,6 +78,8 @@ def _evaluations(rows: list[dict[str, Any]]) -> list[Section]:
     )
     plots = [_plot(title, [(_title(name), name) for name in group], rows) for title, group in groups if group]
     shown = tuple(plot for plot in plots if plot)
+    if len(shown) == 1:
+        shown = (replace(shown[0], wide=True),)
     return [Charts("Evaluations", shown)] if shown else []
 
 
@@ -88,6 +94,5 @@ def _plot(title: str, curves: list[tuple[str, str]], rows: list[dict[str, Any]])
         return None
     spoken = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
     description = f"{title} over the epochs. {spoken}."
-    if all(_is_share(name) for _, name in curves) and title == "Accuracy":
-        return LinePlot(title, "epoch", tuple(lines), description, unit="percent")
-    return LinePlot(title, "epoch", tuple(lines), description)
+    unit: Unit = "percent" if title == "Accuracy" else "number"
+    return LinePlot(title, "epoch", tuple(lines), description, unit=unit, from_zero=title == "Learning rate")

@@ -1,0 +1,152 @@
+"""Every recipe that ships can be read, and does what it says for two steps; mistakes are answered by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from robustmim.cli.main import main
+from robustmim.config import EvaluateRecipe, PretrainRecipe, PurifyRecipe, TrainRecipe
+from robustmim.errors import RecipeError
+from robustmim.radius import Radius, radius_text
+from robustmim.recipe import find_recipe, load_recipe, parse, recipe_names
+from robustmim.runs import read_json, read_lines, to_plain
+
+KINDS = {"train": TrainRecipe, "pretrain": PretrainRecipe, "purify": PurifyRecipe, "evaluate": EvaluateRecipe}
+RECIPES = recipe_names()
+TRAINED = [name for name, path in RECIPES.items() if path.parent.name in ("train", "pretrain")]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_typed_and_says_what_it_is(name):
+    path = RECIPES[name]
+    recipe = load_recipe(KINDS[path.parent.name], name)
+    assert path.read_text().startswith("# ")
+    again = yaml.safe_load(yaml.safe_dump(to_plain(recipe)))
+    assert again.keys() == to_plain(recipe).keys()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_training_recipe_runs_two_steps(name, tmp_path):
+    pytest.importorskip("foolbox")
+    kind = RECIPES[name].parent.name
+    image_set = "samples-imagenet" if "photos" in name else "samples-cifar10"
+    words = [kind, name, "--out", str(tmp_path), "--device", "cpu", "--run.epochs", "1", "--run.batch_size", "4"]
+    words += ["--data.name", image_set, "--data.split", "test", "--data.part", "all", "--data.limit", "8"]
+    words += ["--validation.name", image_set, "--validation.split", "test", "--validation.limit", "4"]
+    words += ["--validation.part", "all", "--data.size", "null", "--data.resize", "null"]
+    if "photos" in name:
+        words += ["--mixture", "[]", "--data.crop", "32"]
+    if name.startswith("paper-mae-base") and name != "paper-mae-base-cifar10":
+        # The same network of 110 M parameters but for its statistics: once in full is enough.
+        small = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+        options = load_recipe(PretrainRecipe, name).model.options | small
+        words += ["--model.name", "mae", "--model.options", yaml.safe_dump(options, default_flow_style=True)]
+    if "second" in name:
+        words += ["--start_from", "null"]
+    assert main(words) == 0
+    assert read_json(tmp_path / "run.json")["status"] == "finished"
+    assert (tmp_path / "model.safetensors").exists()
+    assert read_lines(tmp_path / "log.jsonl")[-1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: {name: mae}\nrun: {epoch: 3}\n", "run has no key 'epoch'.*Did you mean 'epochs'"),
+        ("model: {name: mae}\nrun: {epochs: five}\n", "run.epochs.*float.*five"),
+        ("modle: {name: mae}\n", "no key 'modle'.*Did you mean 'model'"),
+        ("model: {name: mae}\nprobe: {radii: [8]}\n", "probe.radii.*8/255"),
+        ("model: [x\n", "parsing"),
+        ("- a list\n", "list|mapping|dict|namespace"),
+    ],
+)
+def test_mistakes_name_the_key_the_file_and_the_right_spelling(tmp_path, text, says):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=f"(?is){says}") as caught:
+        load_recipe(PretrainRecipe, str(path))
+    assert "wrong.yaml" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_unknown_models_and_options_are_answered_with_the_nearest(capsys, tmp_path):
+    assert main(["pretrain", "masked-conv-cifar10", "--model.name", "masked-cov", "--dry-run"]) in (1, 2)
+    pytest.importorskip("foolbox")
+    base = ["pretrain", "masked-conv-cifar10", "--data.name", "samples-cifar10", "--data.split", "test"]
+    base += ["--validation.name", "samples-cifar10", "--run.batch_size", "4", "--out", str(tmp_path)]
+    assert main([*base, "--model.name", "masked-cov"]) == 2
+    assert "Did you mean 'masked-conv'" in capsys.readouterr().err
+    assert main([*base, "--model.options", "{width: [8]}"]) == 2
+    assert "Did you mean 'widths'" in capsys.readouterr().err
+    assert main(["pretrain", "masked-conv-cifar"]) == 2
+    assert "Did you mean 'masked-conv-cifar10'" in capsys.readouterr().err
+    assert main(["pretrian"]) == 2
+    assert "Did you mean 'pretrain'" in capsys.readouterr().err
+
+
+def test_the_command_line_wins_over_the_file_and_flags_need_no_value():
+    from robustmim.cli.arguments import JobOptions
+
+    recipe, options, name = parse(
+        "pretrain",
+        PretrainRecipe,
+        JobOptions,
+        ["masked-conv-cifar10", "--optimizer.learning-rate", "0.5", "--dry-run", "--max-time", "2h"],
+    )
+    assert recipe.optimizer.learning_rate == 0.5
+    assert recipe.mask_ratios == load_recipe(PretrainRecipe, "masked-conv-cifar10").mask_ratios
+    assert options.dry_run
+    assert options.max_time == 7200
+    assert name == "masked-conv-cifar10"
+
+
+def test_a_file_beats_a_shipped_name_and_init_copies_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "recommended-cifar10", "mine.yaml"]) == 0
+    assert Path("mine.yaml").read_text() == RECIPES["recommended-cifar10"].read_text()
+    assert find_recipe("mine.yaml") == Path("mine.yaml")
+    assert main(["init", "recommended-cifar10", "mine.yaml"]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.5", 0.5), (0.5, 0.5), ("0/255", 0.0), ("inf", float("inf"))]
+)
+def test_budgets(text, value):
+    assert Radius(text) == pytest.approx(value)
+    assert Radius(radius_text(Radius(text))) == Radius(text)
+
+
+@pytest.mark.parametrize("text", ["8", "eight", "-1/255", "1/0", "nan", ""])
+def test_budgets_that_nobody_means(text):
+    with pytest.raises(ValueError, match=r"budget|255"):
+        Radius(text)
+
+
+def test_help_and_import_are_quick_and_free_of_torch():
+    code = (
+        "import sys, time; began = time.perf_counter(); import robustmim; from robustmim.cli.main import main\n"
+        "main(['--help']); main(['--version'])\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "assert time.perf_counter() - began < 2.0"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+
+
+def test_weights_are_drawn_from_the_seed_alone():
+    from robustmim.registry import build
+
+    first, second = [], []
+    for kept in (first, second):
+        torch.manual_seed(3)
+        kept += [p.clone() for p in build("masked-model", "masked-conv", widths=[8, 16], blocks=[1, 1]).parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

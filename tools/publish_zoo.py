@@ -1,0 +1,88 @@
+"""Put a finished run into the zoo that ships: weights in half precision, config, and a claim file.
+
+    python tools/publish_zoo.py runs/masked-conv-cifar10 masked-conv-cifar10 --summary "masked convolution, CIFAR-10"
+
+The claim is computed here, from the weights as they ship: accuracy on the whole test set for a classifier, masked loss at
+ratio 0.25 for a masked model, with recipe, commit, seed, hardware and seconds. What a purifier built on it achieves is in
+results/, which this file names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from robustmim.data import sources
+from robustmim.evaluate.accuracy import classifier_accuracy, in_order
+from robustmim.evaluate.statistics import wilson_interval
+from robustmim.models.masked import parameter_count
+from robustmim.models.masking import random_mask
+from robustmim.models.zoo import ZOO, load_model, save_model
+from robustmim.rng import keys
+from robustmim.runs import read_json, read_lines, write_json
+
+CPU = torch.device("cpu")
+
+
+def measure(model: torch.nn.Module, config: dict, validation: dict) -> dict:
+    source = sources.load(
+        validation["name"],
+        validation["split"],
+        limit=10000 if config["kind"] == "classifier" else 1000,
+        part=validation["part"],
+    )
+    if config["kind"] == "classifier":
+        accuracy = classifier_accuracy(model, source, device=CPU)
+        low, high = wilson_interval(round(accuracy * len(source)), len(source))
+        return {"accuracy": accuracy, "low": round(low, 4), "high": round(high, 4), "images": len(source)}
+    losses = []
+    with torch.no_grad():
+        for batch in in_order(source, 64, CPU):
+            mask = random_mask(keys(0, "claim", batch.ids), model.grid(*batch.images.shape[-2:]), 0.25)
+            losses += model.reconstruct(batch.images, mask).loss.tolist()
+    values = torch.tensor(losses)
+    error = float(values.std() / len(values) ** 0.5)
+    mean = float(values.mean())
+    return {
+        "masked_loss_at_0.25": mean,
+        "low": mean - 1.96 * error,
+        "high": mean + 1.96 * error,
+        "images": len(source),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--summary", required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    about = read_json(options.run / "run.json")
+    if about["status"] != "finished":
+        raise SystemExit(f"{options.run} is {about['status']}, not finished")
+    config = read_json(options.run / "config.json") | {"summary": options.summary}
+    folder = ZOO / options.name
+    save_model(folder, load_model(options.run), config, half=True)
+    model = load_model(folder)
+    last = read_lines(options.run / "log.jsonl")[-1]
+    claim = {
+        "name": options.name,
+        "summary": options.summary,
+        "parameters": parameter_count(model),
+        "recipe": about["recipe"],
+        "command": about["command"],
+        "seed": about["recipe"]["run"]["seed"],
+        "training": {"seconds": last["seconds"], "steps": last["step"], **about["environment"]},
+        "data": f"{about['recipe']['validation']['name']} {about['recipe']['validation']['split']}",
+        "measured": measure(model, config, about["recipe"]["validation"]),
+        "purification": "results/ holds what purifiers built on it achieve; docs/results.md sums it up",
+    }
+    write_json(folder / "claim.json", claim)
+    print(f"{folder}: {(folder / 'model.safetensors').stat().st_size / 2**20:.2f} MiB, {claim['measured']}")
+
+
+if __name__ == "__main__":
+    main()
