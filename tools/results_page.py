@@ -1,7 +1,7 @@
 """Write docs/results.md from the committed result files.
 
-    python tools/results_page.py            writes it
-    python tools/results_page.py --check    exits with 1 if it is not what the files say
+python tools/results_page.py            writes it
+python tools/results_page.py --check    exits with 1 if it is not what the files say
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def page() -> str:
 
 def main() -> None:
     if "--check" in sys.argv:
-        sys.exit(0 if PAGE.read_text() == page() else f"{PAGE} is not what results/ says; run python tools/results_page.py")
+        sys.exit(
+            0 if PAGE.read_text() == page() else f"{PAGE} is not what results/ says; run python tools/results_page.py"
+        )
     PAGE.write_text(page())
     print(PAGE)
 

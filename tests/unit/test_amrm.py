@@ -166,7 +166,7 @@ def test_an_empty_batch_comes_back_empty():
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (x * 255, "range"),
+        (x * 255, "divide by 255"),
         (x.masked_fill(x > 0.9, float("nan")), "finite|NaN"),
         (x[0], "4|batch"),
     ],

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     recipe_name = "recommended-photos"
     if "--recipe" in arguments:
         place = arguments.index("--recipe")
-        if place + 1 == len(arguments):
+        if place + 1 == len(arguments) or arguments[place + 1].startswith("--"):
             raise RecipeError("--recipe needs a name or a file")
         recipe_name, arguments = arguments[place + 1], arguments[:place] + arguments[place + 2 :]
     recipe, options, _ = parse(

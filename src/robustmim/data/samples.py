@@ -43,21 +43,27 @@ def _own_size(name: str, size: int | None, own: int) -> None:
 
 
 @register("data", "samples-cifar10")
-def samples_cifar10(*, split: str, root: Path | None = None, size: int | None = None, resize: int | None = None) -> ResidentSource:
+def samples_cifar10(
+    *, split: str, root: Path | None = None, size: int | None = None, resize: int | None = None
+) -> ResidentSource:
     """Twenty CIFAR-10 images; there is one split, and nothing to look for in `root`."""
     _own_size("samples-cifar10", size, 32)
     return _samples("cifar10", CIFAR10_CLASSES, 32, 32)
 
 
 @register("data", "samples-cifar100")
-def samples_cifar100(*, split: str, root: Path | None = None, size: int | None = None, resize: int | None = None) -> ResidentSource:
+def samples_cifar100(
+    *, split: str, root: Path | None = None, size: int | None = None, resize: int | None = None
+) -> ResidentSource:
     """Twenty CIFAR-100 images, with class numbers for names."""
     _own_size("samples-cifar100", size, 32)
     return _samples("cifar100", tuple(f"class {number}" for number in range(100)), 32, 32)
 
 
 @register("data", "samples-imagenet")
-def samples_imagenet(*, split: str, root: Path | None = None, size: int | None = None, resize: int | None = None) -> ResidentSource:
+def samples_imagenet(
+    *, split: str, root: Path | None = None, size: int | None = None, resize: int | None = None
+) -> ResidentSource:
     """Twenty ImageNet photographs of 224 pixels."""
     size = size or 224
     names = tuple((Path(__file__).parent / "imagenet_names.txt").read_text().splitlines())

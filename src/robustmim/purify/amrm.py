@@ -107,10 +107,10 @@ class AMRMPure:
         Raises:
             InputError: images out of range, not finite, or of a size the model does not take.
         """
-        check_images(x)
         size = len(x)
         if size == 0:
             return x
+        check_images(x)
         # Gradients are taken here whatever the caller's mode; tensors made in inference mode must be copied for that.
         with torch.inference_mode(False), torch.no_grad():
             return self._descend(*_padded(x.detach().clone(), keys), size, callback)[:size]

@@ -1,0 +1,126 @@
+"""doctor, list, help, and what evaluate says of bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robustmim.cli.main import COMMANDS, main
+from robustmim.models.zoo import load_model, save_model, zoo_names
+from robustmim.runs import read_json
+from tests.unit.test_masked_models import tiny_conv
+
+
+def test_doctor_finds_this_machine_fit(capsys):
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert torch.__version__ in told
+    assert "broken" not in told
+    for name in zoo_names():
+        assert name in told
+
+
+def test_list_shows_what_there_is(capsys):
+    assert main(["list"]) == 0
+    told = capsys.readouterr().out
+    for word in ("masked-conv", "resnet56", "amrm", "pgd", "cifar10", "recommended-cifar10", *zoo_names()):
+        assert word in told
+    assert main(["list", "zo"]) == 2
+    assert "Did you mean 'zoo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    try:
+        code = main([command, "--help"])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 0
+    assert f"robustmim {command}" in capsys.readouterr().out
+
+
+def test_evaluate_writes_claim_records_and_report(tmp_path, capsys):
+    pytest.importorskip("foolbox")
+    words = ["evaluate", "cifar10-linf", "--data.name", "samples-cifar10", "--limit", "6", "--radii", "[4/255]"]
+    words += ["--gray_box.steps", "3", "--white_box.steps", "1", "--white_box.eot", "1", "--white_box_images", "2"]
+    assert main([*words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    claim = json.loads(capsys.readouterr().out)
+    cells = {(row["attack"], row["radius"], row["defence"]): row for row in claim["cells"]}
+    assert cells["none", "0", "bare"]["n"] == 6
+    assert cells["gray-box", "4/255", "bare"]["correct"] < cells["none", "0", "bare"]["correct"]
+    assert cells["white-box", "4/255", "purified"]["n"] == 2
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in claim["cells"])
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "finished"
+    assert main([*words, "--out", str(tmp_path / "run"), "--fail_under", "1.1"]) == 3  # resumes: nothing is left to do
+    assert main([*words, "--out", str(tmp_path / "run"), "--seed", "5"]) == 2
+    assert "another run" in capsys.readouterr().err
+
+
+def test_evaluate_of_a_bare_classifier_in_l2(tmp_path):
+    pytest.importorskip("foolbox")
+    words = ["evaluate", "cifar10-l2", "--data.name", "samples-cifar10", "--limit", "4", "--radii", "[0.5]"]
+    words += ["--gray_box.steps", "5", "--purifier", "none", "--out", str(tmp_path)]
+    assert main(words) == 0
+    claim = read_json(tmp_path / "claim.json")
+    assert claim["purifier"] is None
+    assert {row["defence"] for row in claim["cells"]} == {"bare"}
+
+
+def test_a_classifier_that_does_not_fit_is_refused(tmp_path, capsys):
+    pytest.importorskip("foolbox")
+    options = {"classes": 7, "widths": [8, 8, 8]}
+    from robustmim.models.fast_cnn import FastCNN
+
+    model = FastCNN(classes=7, widths=(8, 8, 8))
+    save_model(tmp_path / "seven", model, {"kind": "classifier", "name": "fast-cnn", "options": options})
+    words = ["evaluate", "cifar10-linf", "--data.name", "samples-cifar10", "--out", str(tmp_path / "run")]
+    assert main([*words, "--classifier", str(tmp_path / "seven")]) == 1
+    told = capsys.readouterr().err
+    assert "7" in told
+    assert "10" in told
+    assert main([*words, "--classifier", "masked-conv-cifar10"]) == 1
+    assert "but a classifier is needed" in capsys.readouterr().err
+
+
+class TestSavedModels:
+    config = {  # noqa: RUF012
+        "kind": "masked-model",
+        "name": "masked-conv",
+        "options": {"patch_size": 1, "widths": [8, 16], "blocks": [1, 1]},
+    }
+
+    def test_a_saved_model_is_the_same_model(self, tmp_path):
+        model = tiny_conv()
+        save_model(tmp_path, model, self.config)
+        again = load_model(tmp_path, kind="masked-model")
+        assert not again.training
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+    def test_half_precision_halves_the_file_and_computes_in_single(self, tmp_path):
+        save_model(tmp_path / "whole", tiny_conv(), self.config)
+        save_model(tmp_path / "half", tiny_conv(), self.config, half=True)
+        whole, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half"))
+        assert half < 0.7 * whole
+        assert next(load_model(tmp_path / "half").parameters()).dtype == torch.float32
+
+    def test_damaged_and_foreign_folders_are_named(self, tmp_path):
+        from robustmim.errors import CheckpointError
+
+        save_model(tmp_path, tiny_conv(), self.config)
+        path = tmp_path / "model.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_model(tmp_path)
+        save_file({"other": torch.zeros(2)}, path)
+        with pytest.raises(CheckpointError, match="does not fit"):
+            load_model(tmp_path)
+        path.unlink()
+        with pytest.raises(CheckpointError, match="missing"):
+            load_model(tmp_path)
+        with pytest.raises(CheckpointError, match=r"no config\.json"):
+            load_model(tmp_path.parent)
