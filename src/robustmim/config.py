@@ -88,6 +88,8 @@ class AMRMConfig:
     """Fraction of the steps after which the factor applies, once."""
     schedule: Literal["step", "cosine"] = "step"
     """Step size over the iterations: the factor above, or a cosine to zero (ours)."""
+    momentum: float = 0.0
+    """Weight of the earlier directions in a step (ours): averages over the masks of several steps."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball and of the step (A3)."""
     radius: Radius = Radius("16/255")
@@ -184,6 +186,9 @@ class PretrainRecipe:
     run: RunConfig = RunConfig()
     mask_ratios: tuple[float, ...] = (0.5,)
     """Fractions hidden, taken in turns, step by step."""
+    input_noise: Radius = Radius("0/255")
+    """Largest deviation of Gaussian noise on what the network sees (each image draws its own, from zero up); the target
+    stays clean, so that predictions do not follow small perturbations of their surroundings (ours)."""
     validation_ratio: float = 0.25
     """Fraction hidden when the loss is measured."""
     probe: ProbeConfig = ProbeConfig()

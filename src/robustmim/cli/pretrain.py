@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
             options=options,
             here=here,
             model=model,
-            objective=MaskedReconstruction(recipe.mask_ratios),
+            objective=MaskedReconstruction(recipe.mask_ratios, recipe.input_noise),
             batches=Mixture(loaders) if len(loaders) > 1 else loaders[0],
             evaluate=evaluate,
             saved_config=saved_config("masked-model", recipe.model),

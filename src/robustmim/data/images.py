@@ -178,17 +178,20 @@ def _matches(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        return [file for file in sorted(path.rglob("*")) if _is_image(file, path)]
+        return _inside(path)
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    return [file for match in matches for file in ([match] if _is_image(match, match.parent) else _inside(match))]
+    return [
+        file for match in matches for file in (_inside(match) if match.is_dir() else [match]) if _is_image(file, match)
+    ]
 
 
-def _inside(path: Path) -> list[Path]:
-    return [file for file in sorted(path.rglob("*")) if _is_image(file, path)] if path.is_dir() else []
+def _inside(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if _is_image(file, folder)]
 
 
-def _is_image(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _is_image(path: Path, found: Path) -> bool:
+    # What lies hidden inside a folder that was named is not meant.
+    hidden = any(part.startswith(".") for part in path.relative_to(found).parts)
     return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
 
 
@@ -220,8 +223,6 @@ def check_images(x: Tensor, *, name: str = "images") -> None:
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise InputError(f"{name}: there are values that are not finite (NaN or infinity)")
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
-        if low >= 0 and high > 2:
-            hint = "divide by 255"
-        else:
-            hint = "undo the normalisation (models normalise inside) or clamp"
+        bytes_likely = low >= 0 and high > 2
+        hint = "divide by 255" if bytes_likely else "undo the normalisation (models normalise inside) or clamp"
         raise InputError(f"{name}: values from {low:.4g} to {high:.4g} where [0, 1] is asked for; {hint}")

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from robustmim.data.images import SUFFIXES
 from robustmim.data.sources import FolderSource, ResidentSource, default_root
@@ -38,7 +37,7 @@ def _files(name: str, folder: Path, split: str, splits: dict[str, list[str]], ad
 def _missing(name: str, path: Path, advice: str) -> str:
     return (
         f"{name} is not there: {path} was looked for. Set the environment variable ROBUSTMIM_DATA (or root) to the "
-        f"folder that holds {path.parent.name if path.suffix else path.name}/, or {advice}"
+        f"folder that holds {path.parent.name}/, or {advice}"
     )
 
 
@@ -170,25 +169,24 @@ def _scan(folder: str) -> list[tuple[str, bool]]:
         return sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
 
 
-def _list_images(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[str]:
     """List the images of a class: in its folder, or in the folder `images` inside it (Tiny ImageNet's train split)."""
     inner = folder / "images"
-    place = inner if inner.is_dir() else folder
-    return [
-        place / file for file, is_folder in _scan(str(place)) if not is_folder and Path(file).suffix.lower() in SUFFIXES
-    ]
+    place = str(inner if inner.is_dir() else folder)
+    files = (file for file, is_folder in _scan(place) if not is_folder)
+    return [os.path.join(place, file) for file in files if os.path.splitext(file)[1].lower() in SUFFIXES]
 
 
-def _list_classes(name: str, folder: Path) -> list[tuple[str, list[Path]]]:
+def _list_classes(name: str, folder: Path) -> list[tuple[str, list[str]]]:
     try:
         return [(entry, _list_images(folder / entry)) for entry, is_folder in _scan(str(folder)) if is_folder]
     except OSError as error:
         raise InputError(f"{name}: the folder {folder} cannot be listed ({error.strerror})") from error
 
 
-def _list_annotated(annotations: Path) -> list[tuple[str, list[Path]]]:
+def _list_annotated(annotations: Path) -> list[tuple[str, list[str]]]:
     """List Tiny ImageNet's val split in its official form: one folder of images and a table of their classes."""
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[str]] = {}
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
         columns = line.split("\t")
         if len(columns) < 2:
@@ -196,13 +194,13 @@ def _list_annotated(annotations: Path) -> list[tuple[str, list[Path]]]:
                 f"{annotations}, line {number}: a file name and a class, separated by a tab, are expected; "
                 f"{_fetched_by('tiny-imagenet')} again"
             )
-        groups.setdefault(columns[1], []).append(annotations.parent / "images" / columns[0])
+        groups.setdefault(columns[1], []).append(str(annotations.parent / "images" / columns[0]))
     # In the order that one folder per class would give, so that ids are the same in both forms.
     return [(wnid, sorted(groups[wnid])) for wnid in sorted(groups)]
 
 
 def _make_source(
-    name: str, folder: Path, groups: list[tuple[str, list[Path]]], *, size: int, resize: int
+    name: str, folder: Path, groups: list[tuple[str, list[str]]], *, size: int, resize: int
 ) -> FolderSource:
     groups = [(wnid, paths) for wnid, paths in groups if paths]
     if not groups:
@@ -224,7 +222,7 @@ def _make_source(
     )
 
 
-def photograph_sizes(size: int | None, resize: int | None) -> dict[str, Any]:
+def _photograph_sizes(size: int | None, resize: int | None) -> dict[str, Any]:
     """Fill in what is left open: 224 pixels cut from a shorter side of 256, or the same share of another size."""
     size = 224 if size is None else size
     return {"size": size, "resize": round(size * 256 / 224) if resize is None else resize}
@@ -255,7 +253,7 @@ def imagenet(
     advice = "put it there by hand: it needs the licence of image-net.org; each split holds one folder per class, named by its wnid"
     top = (root or default_root()) / "imagenet"
     (folder,) = _files("imagenet", top, split, {"train": ["train"], "val": ["val"]}, advice)
-    return _make_source("imagenet", folder, _list_classes("imagenet", folder), **photograph_sizes(size, resize))
+    return _make_source("imagenet", folder, _list_classes("imagenet", folder), **_photograph_sizes(size, resize))
 
 
 @register("data", "folder")
@@ -269,22 +267,9 @@ def folder(*, split: str, root: Path | None = None, size: int | None = None, res
     if splits and split not in splits:
         raise InputError(f"folder: {root} has no split {split!r}; use {' or '.join(splits)}")
     place = root / split if splits else root
-    return _make_source("folder", place, _list_classes("folder", place), **photograph_sizes(size, resize))
+    return _make_source("folder", place, _list_classes("folder", place), **_photograph_sizes(size, resize))
 
 
 def _holds_folders(path: Path) -> bool:
     # A class may be called "train" too; then it holds images, not folders.
     return path.is_dir() and any(is_folder for _, is_folder in _scan(str(path)))
-
-
-def class_names_of_imagenet(root: Path | None) -> tuple[str, ...]:
-    """Return ImageNet's 1,000 class names where `imagenet/classes.txt` has them, else "class 0" to "class 999"."""
-    listed, names = _class_names((root or default_root()) / "imagenet")
-    if len(listed) == 1000:
-        return tuple(names[wnid] for wnid in listed)
-    return tuple(f"class {label}" for label in range(1000))
-
-
-def stack_images(images: list[Tensor]) -> Tensor:
-    """Stack."""
-    return torch.stack(images)

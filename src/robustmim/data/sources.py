@@ -106,7 +106,7 @@ class FolderSource:
     Args:
         name: what messages and records call it.
         classes: class names; a label is a place in them.
-        paths: the files.
+        paths: the files; strings, for a million Path objects would take half a gigabyte.
         labels: a class for each file.
         ids: a stable id for each file.
         size: side of the square images.
@@ -120,7 +120,7 @@ class FolderSource:
         self,
         name: str,
         classes: tuple[str, ...],
-        paths: Sequence[Path],
+        paths: Sequence[str],
         labels: Int64[Tensor, " m"],
         ids: Int64[Tensor, " k"],
         *,
@@ -146,7 +146,7 @@ class FolderSource:
         return torch.stack(images) if images else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
 
     def _decode(self, index: int) -> Tensor:
-        return to_tensor(resize_and_crop(open_image(self.paths[index]), self.size, self.resize))
+        return to_tensor(resize_and_crop(open_image(Path(self.paths[index])), self.size, self.resize))
 
     def resident(self) -> ResidentSource:
         """Decode everything into memory.

@@ -134,6 +134,7 @@ class AMRMPure:
             steps=config.steps,
             step_size=self._step_sizes.__getitem__,
             maximise=False,
+            momentum=config.momentum,
             start=start,
             callback=unpadded if callback else None,
         )

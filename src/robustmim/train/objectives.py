@@ -33,13 +33,25 @@ class Classification:
 
 @dataclass(frozen=True)
 class MaskedReconstruction:
-    """Mean squared error of the hidden patches (He et al. 2022); the ratios are taken in turns, step by step."""
+    """Mean squared error of the hidden patches (He et al. 2022).
+
+    Attributes:
+        ratios: fractions hidden, taken in turns, step by step.
+        input_noise: largest deviation of Gaussian noise on the visible part; each sample draws its own from zero up. The
+            target stays clean.
+    """
 
     ratios: tuple[float, ...]
+    input_noise: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
         """Return the loss of the batch under fresh masks."""
         masked_model = cast(MaskedModel, model)
         grid = masked_model.grid(*batch.images.shape[-2:])
         mask = random_mask(keys.fold("mask"), grid, self.ratios[step % len(self.ratios)])
-        return {"loss": masked_model.reconstruct(batch.images, mask).loss.mean()}
+        seen = batch.images
+        if self.input_noise:
+            drawn = keys.fold("noise")
+            deviation = drawn.fold("deviation").uniform(1).view(-1, 1, 1, 1) * self.input_noise
+            seen = (seen + deviation * drawn.normal(*seen.shape[1:])).clamp(0, 1)
+        return {"loss": masked_model.reconstruct(seen, mask, target=batch.images).loss.mean()}
