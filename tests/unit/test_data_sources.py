@@ -248,9 +248,11 @@ def test_resize_and_crop(tmp_path: Path) -> None:
 
 
 def test_photographs_are_224_of_256(tmp_path: Path) -> None:
-    write_image(tmp_path / "imagenet" / "val" / "n1" / "a.JPEG")
+    write_image(tmp_path / "imagenet" / "val" / "n01443537" / "a.JPEG")
     source = load("imagenet", "val", root=tmp_path)
     assert isinstance(source, FolderSource)
+    assert source.labels.tolist() == [1]
+    assert len(source.classes) == 1000
     assert (source.size, source.resize) == (224, 256)
     assert source.fetch(torch.tensor([0])).shape == (1, 3, 224, 224)
     smaller = load("imagenet", "val", root=tmp_path, size=112)
@@ -266,10 +268,12 @@ def test_labels_come_from_the_list_of_all_classes(tmp_path: Path) -> None:
     source = load("imagenet", "val", root=tmp_path)
     assert source.labels.tolist() == [0, 2]
     assert source.classes == ("tench, Tinca tinca", "goldfish", "white shark")
-    listing.write_text("n1\ttench\n")  # incomplete: folders count
-    source = load("imagenet", "val", root=tmp_path)
-    assert source.labels.tolist() == [0, 1]
-    assert source.classes == ("tench", "n3")
+    listing.write_text("n1\ttench\n")
+    with pytest.raises(InputError, match=r"n3 is none of the 1 classes listed"):
+        load("imagenet", "val", root=tmp_path)
+    listing.unlink()
+    with pytest.raises(InputError, match=r"n1 is none of the 1000 classes listed"):
+        load("imagenet", "val", root=tmp_path)
 
 
 def test_tiny_imagenet_in_both_forms(tmp_path: Path) -> None:

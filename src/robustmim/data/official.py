@@ -199,16 +199,37 @@ def _list_annotated(annotations: Path) -> list[tuple[str, list[str]]]:
     return [(wnid, sorted(groups[wnid])) for wnid in sorted(groups)]
 
 
+def imagenet_classes() -> dict[str, str]:
+    """Return the thousand classes of ILSVRC-2012, wnid → name, in the order of their labels."""
+    lines = (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    return {wnid: name for wnid, name in (line.split("\t", 1) for line in lines)}
+
+
 def _make_source(
-    name: str, folder: Path, groups: list[tuple[str, list[str]]], *, size: int, resize: int
+    name: str,
+    folder: Path,
+    groups: list[tuple[str, list[str]]],
+    *,
+    size: int,
+    resize: int,
+    known: dict[str, str] | None = None,
 ) -> FolderSource:
+    """List the files of class folders; `known` fixes the labels where no list of classes lies beside them."""
     groups = [(wnid, paths) for wnid, paths in groups if paths]
     if not groups:
         raise InputError(f"{name}: {folder} holds no images; one folder a class is expected, with images inside")
     listed, names = _class_names(folder)
     present = [wnid for wnid, _ in groups]
+    if known is not None and not listed:
+        listed, names = sorted(known), known
+    strays = sorted(set(present) - set(listed)) if listed else []
+    if strays:
+        raise InputError(
+            f"{name}: {folder / strays[0]} is none of the {len(listed)} classes listed, so labels would be wrong; move it "
+            f"away, or put a classes.txt with a line `folder<TAB>name` for every class into {folder.parent}"
+        )
     # A list of all classes fixes the labels even where only some have images.
-    order = listed if set(present) <= set(listed) else present
+    order = listed or present
     label_of = {wnid: label for label, wnid in enumerate(order)}
     labels = [label_of[wnid] for wnid, paths in groups for _ in paths]
     return FolderSource(
@@ -249,11 +270,16 @@ def tiny_imagenet(
 def imagenet(
     *, split: str, root: Path | None = None, size: int | None = None, resize: int | None = None
 ) -> FolderSource:
-    """Open ImageNet, `imagenet/{train,val}/<wnid>/*.JPEG`; `imagenet/classes.txt` may list `wnid<TAB>name` lines."""
+    """Open ImageNet, `imagenet/{train,val}/<wnid>/*.JPEG`.
+
+    Labels are those of ILSVRC-2012, even where only some classes have images; another list of classes can be given as
+    `imagenet/classes.txt`, with `wnid<TAB>name` lines.
+    """
     advice = "put it there by hand: it needs the licence of image-net.org; each split holds one folder per class, named by its wnid"
     top = (root or default_root()) / "imagenet"
     (folder,) = _files("imagenet", top, split, {"train": ["train"], "val": ["val"]}, advice)
-    return _make_source("imagenet", folder, _list_classes("imagenet", folder), **_photograph_sizes(size, resize))
+    groups = _list_classes("imagenet", folder)
+    return _make_source("imagenet", folder, groups, known=imagenet_classes(), **_photograph_sizes(size, resize))
 
 
 @register("data", "folder")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from robustmim.data.images import fit_image, read_image
-from robustmim.data.official import CIFAR10_CLASSES
+from robustmim.data.official import CIFAR10_CLASSES, imagenet_classes
 from robustmim.data.sources import ResidentSource
 from robustmim.errors import EnvironmentUnusable, RecipeError
 from robustmim.registry import register
@@ -66,5 +66,4 @@ def samples_imagenet(
 ) -> ResidentSource:
     """Twenty ImageNet photographs of 224 pixels."""
     size = size or 224
-    names = tuple((Path(__file__).parent / "imagenet_names.txt").read_text().splitlines())
-    return _samples("imagenet", names, size, resize or size)
+    return _samples("imagenet", tuple(imagenet_classes().values()), size, resize or size)
