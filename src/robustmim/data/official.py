@@ -202,7 +202,7 @@ def _list_annotated(annotations: Path) -> list[tuple[str, list[str]]]:
 def imagenet_classes() -> dict[str, str]:
     """Return the thousand classes of ILSVRC-2012, wnid → name, in the order of their labels."""
     lines = (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
-    return {wnid: name for wnid, name in (line.split("\t", 1) for line in lines)}
+    return {wnid: name for wnid, _, name in (line.partition("\t") for line in lines)}
 
 
 def _make_source(

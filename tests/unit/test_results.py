@@ -1,0 +1,77 @@
+"""The published tables are what the committed result files say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustmim.evaluate.statistics import wilson_interval
+from robustmim.models.zoo import ZOO, about_model, zoo_names
+from robustmim.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+CLAIMS = sorted((ROOT / "results").glob("*/claim.json"))
+
+
+def test_results_page_is_what_the_files_say():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "results_page.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.parent.name)
+def test_a_claim_is_its_records(path):
+    claim = json.loads(path.read_text())
+    records = [json.loads(line) for line in (path.parent / "records.jsonl").read_text().splitlines()]
+    assert len(records) == claim["images"]
+    assert len({record["id"] for record in records}) == len(records)
+    for row in claim["cells"]:
+        key = f"{row['attack']} {row['radius']} {row['defence']}"
+        judged = [record for record in records if key in record["predicted"]]
+        assert row["n"] == len(judged)
+        assert row["correct"] == sum(record["predicted"][key] == record["label"] for record in judged)
+        assert (row["low"], row["high"]) == tuple(
+            round(bound, 4) for bound in wilson_interval(row["correct"], row["n"])
+        )
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_every_model_of_the_zoo_has_a_claim(name):
+    claim = json.loads((ZOO / name / "claim.json").read_text())
+    assert claim["measured"]["images"] >= 100
+    assert claim["training"]["commit"]
+    assert claim["recipe"]["model"]["name"] == about_model(name)["name"]
+
+
+def test_the_zoo_is_small_enough_for_the_wheel():
+    assert sum(path.stat().st_size for path in ZOO.rglob("*")) < 12 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    # Newcombe 1998, Statistics in Medicine 17, Table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
+)
+def test_wilson_interval_against_published_values(correct, n, low, high):
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_no_trials_say_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_recommended_recipes_name_models_of_the_zoo():
+    from robustmim.config import PurifyRecipe
+    from robustmim.recipe import recipe_names
+
+    for name in recipe_names():
+        if name.startswith(("recommended", "amrm-")):
+            assert load_recipe(PurifyRecipe, name).masked_model in zoo_names()
