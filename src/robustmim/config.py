@@ -30,8 +30,10 @@ class DataConfig:
     """The set's own split: train, val or test."""
     part: Literal["all", "development", "held-out"] = "all"
     """Of that split: all, the three quarters meant for development, or every fourth sample, kept out of it."""
+    skip: int = 0
+    """Leave out the first so many, such as those a recipe was chosen on."""
     limit: int | None = None
-    """Use only the first so many."""
+    """Use only the first so many of the rest."""
     size: int | None = None
     """Side of the square images, for folders of photographs."""
     resize: int | None = None

@@ -106,9 +106,8 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
     from robustmim.cli.console import Progress, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.run import Evaluator, claim, save_examples
-    from robustmim.models.zoo import load_model
+    from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
-    from robustmim.registry import build
     from robustmim.runs import RunFolder, environment, read_lines, write_json
     from robustmim.train.distributed import choose_device
 
@@ -116,10 +115,7 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
     recipe = dataclasses.replace(act.recipe, seed=options.seed)
     purify = load_recipe(PurifyRecipe, act.purifier)
     source = open_source(recipe.data, device)
-    if act.classifier == "efficientnet-lite0":
-        classifier = build("classifier", act.classifier).to(device).eval()
-    else:
-        classifier = load_model(act.classifier, device=device)
+    classifier = open_classifier(act.classifier, device=device)
     evaluator = Evaluator(classifier, make_purifier(purify, device=device), recipe)
     shutil.rmtree(path, ignore_errors=True)  # a demo starts over
     folder = RunFolder(path, recipe={"evaluate": recipe, "purify": purify}, kind="evaluate")
@@ -183,5 +179,5 @@ def _page(out: Path, folders: dict[Act, Path]) -> Path:
     for act, folder in folders.items():
         sections += [Prose(title=act.title, text=""), *evaluation_sections(folder)]
     path = out / "report.html"
-    write_page(path, title="robustmim demo", sections=sections)
+    write_page(path, title="Attacked, purified, classified", sections=sections)
     return path

@@ -36,6 +36,7 @@ def open_source(config: DataConfig, device: torch.device) -> Source:
         root=Path(config.root) if config.root else None,
         size=config.size,
         resize=config.resize,
+        skip=config.skip,
         limit=config.limit,
         part=config.part,
     )

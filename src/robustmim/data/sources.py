@@ -201,6 +201,7 @@ def load(
     root: Path | None = None,
     size: int | None = None,
     resize: int | None = None,
+    skip: int = 0,
     limit: int | None = None,
     part: Part = "all",
 ) -> Source:
@@ -212,7 +213,8 @@ def load(
         root: the folder that holds the data sets (for `folder`: the folder of images); default: `default_root()`.
         size: side of the square images, for sets of photographs.
         resize: shorter side before the centre crop to `size`.
-        limit: keep only the first so many, after `part`.
+        skip: leave out the first so many, after `part`.
+        limit: keep only the first so many, after `skip`.
         part: all; every fourth sample in official order, beginning with the first ("held-out"); or the others
             ("development"). So what is tested on can be kept out of training where a set has but one split.
 
@@ -223,16 +225,20 @@ def load(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: at least one image is needed")
+    if skip < 0:
+        raise InputError(f"skip={skip}: a number of images cannot be negative")
     given = {"root": root, "size": size, "resize": resize}
     source: Source = build(
         "data", name, split=split, **{option: value for option, value in given.items() if value is not None}
     )
-    if part == "all" and (limit is None or limit >= len(source)):
+    if part == "all" and not skip and (limit is None or limit >= len(source)):
         return source
     places = torch.arange(len(source))
     if part != "all":
         places = places[(places % 4 == 0) == (part == "held-out")]
-    places = places[:limit]
+    places = places[skip:][:limit]
+    if len(places) == 0:
+        raise InputError(f"{name}: skip={skip} leaves no images of {len(source)} ({part})")
     if isinstance(source, ResidentSource | FolderSource):
         return source.select(places)
     return Selection(source, places)

@@ -257,7 +257,8 @@ def claim(
         "classifier": classifier,
         "purifier": purifier,
         "data": f"{recipe.data.name} {recipe.data.split}"
-        + (f", {recipe.data.part}" if recipe.data.part != "all" else ""),
+        + (f", {recipe.data.part}" if recipe.data.part != "all" else "")
+        + (f", after the first {recipe.data.skip}" if recipe.data.skip else ""),
         "norm": recipe.norm,
         "seed": recipe.seed,
         "images": len(records),

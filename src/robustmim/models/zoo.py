@@ -6,6 +6,8 @@ The zoo's weights are stored in half precision and computed with in single.
 
 from __future__ import annotations
 
+import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import nn
 
 from robustmim.config import ModelConfig
 from robustmim.errors import CheckpointError, suggest
-from robustmim.registry import build
+from robustmim.registry import build, builder, names
 from robustmim.runs import atomic, read_json, write_json
 
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -107,18 +109,28 @@ def about_model(name: str | Path) -> dict[str, Any]:
 
 
 def open_classifier(name: str | Path, arch: str | None = None, *, device: torch.device | str = "cpu") -> nn.Module:
-    """Return a classifier over [0, 1] images: one of ours, or someone else's checkpoint of a known architecture.
+    """Return a classifier over [0, 1] images, in evaluation mode.
 
     Args:
-        name: zoo name, folder, or (with `arch`) a file of weights.
+        name: a zoo name, a folder, an architecture that comes with weights (efficientnet-lite0), or, with `arch`, someone
+            else's file of weights; a file that is not there is looked for in the folder ROBUSTMIM_MODELS.
         arch: registered classifier that the file belongs to.
         device: where to.
 
     Raises:
         CheckpointError: see `load_model` and `robustmim.models.importer`.
+        EnvironmentUnusable: the package with the weights is missing.
     """
-    if arch is None:
-        return load_model(name, kind="classifier", device=device)
-    from robustmim.models.importer import load_classifier
+    if arch is not None:
+        from robustmim.models.importer import load_classifier
 
-    return load_classifier(Path(name), arch).to(device).eval()
+        path, models = Path(name), os.environ.get("ROBUSTMIM_MODELS")
+        if models and not path.exists() and (Path(models) / path).exists():
+            path = Path(models) / path
+        return load_classifier(path, arch).to(device).eval()
+    if (
+        str(name) in names("classifier")
+        and "pretrained" in inspect.signature(builder("classifier", str(name))).parameters
+    ):
+        return build("classifier", str(name), pretrained=True).to(device).eval()
+    return load_model(name, kind="classifier", device=device)
