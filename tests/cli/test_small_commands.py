@@ -44,7 +44,18 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_evaluate_writes_claim_records_and_report(tmp_path, capsys):
     pytest.importorskip("foolbox")
-    words = ["evaluate", "cifar10-linf", "--data.name", "samples-cifar10", "--data.skip", "0", "--limit", "6", "--radii", "[4/255]"]
+    words = [
+        "evaluate",
+        "cifar10-linf",
+        "--data.name",
+        "samples-cifar10",
+        "--data.skip",
+        "0",
+        "--limit",
+        "6",
+        "--radii",
+        "[4/255]",
+    ]
     words += ["--gray_box.steps", "3", "--white_box.steps", "1", "--white_box.eot", "1", "--white_box_images", "2"]
     assert main([*words, "--out", str(tmp_path / "run"), "--json"]) == 0
     claim = json.loads(capsys.readouterr().out)
@@ -62,7 +73,18 @@ def test_evaluate_writes_claim_records_and_report(tmp_path, capsys):
 
 def test_evaluate_of_a_bare_classifier_in_l2(tmp_path):
     pytest.importorskip("foolbox")
-    words = ["evaluate", "cifar10-l2", "--data.name", "samples-cifar10", "--data.skip", "0", "--limit", "4", "--radii", "[0.5]"]
+    words = [
+        "evaluate",
+        "cifar10-l2",
+        "--data.name",
+        "samples-cifar10",
+        "--data.skip",
+        "0",
+        "--limit",
+        "4",
+        "--radii",
+        "[0.5]",
+    ]
     words += ["--gray_box.steps", "5", "--purifier", "none", "--out", str(tmp_path)]
     assert main(words) == 0
     claim = read_json(tmp_path / "claim.json")
@@ -77,7 +99,16 @@ def test_a_classifier_that_does_not_fit_is_refused(tmp_path, capsys):
 
     model = FastCNN(classes=7, widths=(8, 8, 8))
     save_model(tmp_path / "seven", model, {"kind": "classifier", "name": "fast-cnn", "options": options})
-    words = ["evaluate", "cifar10-linf", "--data.name", "samples-cifar10", "--data.skip", "0", "--out", str(tmp_path / "run")]
+    words = [
+        "evaluate",
+        "cifar10-linf",
+        "--data.name",
+        "samples-cifar10",
+        "--data.skip",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main([*words, "--classifier", str(tmp_path / "seven")]) == 1
     told = capsys.readouterr().err
     assert "7" in told

@@ -79,7 +79,18 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
 
 def test_evaluation_resumes_to_the_same_records_after_kill_nine(tmp_path):
     words = [
-        *("evaluate", "cifar10-linf", "--device", "cpu", "--data.name", "samples-cifar10", "--data.skip", "0", "--batch_size", "2"),
+        *(
+            "evaluate",
+            "cifar10-linf",
+            "--device",
+            "cpu",
+            "--data.name",
+            "samples-cifar10",
+            "--data.skip",
+            "0",
+            "--batch_size",
+            "2",
+        ),
         *("--gray_box.steps", "2", "--white_box.steps", "1", "--radii", "[4/255]", "--limit", "8"),
         *("--white_box.eot", "1", "--purifier", "recommended-cifar10"),
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustmim.config import DataConfig, OptimizerConfig, RunConfig
-from robustmim.data.loader import Loader
+from robustmim.data.loader import Loader, Mixture
 from robustmim.data.sources import ResidentSource
 from robustmim.errors import CheckpointError, InputError, RecipeError
 from robustmim.models.fast_cnn import FastCNN
@@ -251,6 +251,44 @@ def test_whitening_layer_whitens():
     covariance = torch.cov(features)
     kept = covariance.diagonal() > 0.5  # directions with hardly any variance are damped, not blown up
     assert kept.sum() >= 3
-    assert math.isclose(float(covariance.diagonal()[kept].mean()), 1.0, abs_tol=0.2)
+    assert math.isclose(covariance.diagonal()[kept].mean().item(), 1.0, abs_tol=0.2)
     off = covariance - covariance.diag().diag()
     assert off.abs().max() < 0.05
+
+
+def test_a_mixture_takes_turns_by_share_and_never_mixes_sizes():
+    small = source(16)
+    large = ResidentSource(
+        name="large",
+        classes=("a",),
+        images=torch.zeros(24, 3, 20, 20, dtype=torch.uint8),
+        labels=torch.zeros(24, dtype=torch.int64),
+        ids=torch.arange(24),
+    )
+    loaders = [
+        Loader(small, DataConfig(share=2), batch_size=8, seed=1, device=HERE.device),
+        Loader(large, DataConfig(share=1), batch_size=8, seed=1, device=HERE.device),
+    ]
+    mixture = Mixture(loaders)
+    assert mixture.steps_per_epoch == 3  # two steps of the first, and one of the second between them
+    sizes = [mixture.batch(step).images.shape[-1] for step in range(6)]
+    assert sizes == [16, 16, 20] * 2
+    seen = torch.cat([mixture.batch(step).ids for step in (0, 1)])
+    assert seen.sort().values.tolist() == list(range(16))
+    assert torch.equal(mixture.batch(5).ids, loaders[1].batch(1).ids)
+
+
+def test_input_noise_is_on_what_is_seen_and_not_on_the_target():
+    from robustmim.models.masking import random_mask
+    from robustmim.rng import keys
+
+    model, batch = masked_model(), batches().batch(0)
+    drawn = keys(0, "step", batch.ids)
+    plain = MaskedReconstruction((0.25,))(model, batch, drawn, 0)["loss"]
+    noisy = MaskedReconstruction((0.25,), input_noise=0.2)(model, batch, drawn, 0)["loss"]
+    assert noisy != plain
+    mask = random_mask(drawn.fold("mask"), (16, 16), 0.25)
+    torch.testing.assert_close(plain, model.reconstruct(batch.images, mask).loss.mean())
+    constant = type(batch)(torch.full_like(batch.images, 0.5), batch.labels, batch.ids)
+    assert MaskedReconstruction((0.25,))(model, constant, drawn, 0)["loss"] < 1e-6
+    assert MaskedReconstruction((0.25,), input_noise=0.2)(model, constant, drawn, 0)["loss"] < 0.2**2 / 2

@@ -119,7 +119,7 @@ def _notices(status: str, started: str, folder: Path) -> list[Section]:
 
 
 def _details(about: dict[str, Any]) -> list[Section]:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     recipe = yaml.safe_dump(about["recipe"], sort_keys=False, allow_unicode=True, width=88)
     names = {"robustmim": "robustmim", "commit": "Commit", "python": "Python", "torch": "PyTorch"}
