@@ -127,14 +127,20 @@ class RunFolder:
         recipe: what is run; a folder that holds another recipe is refused, so that a resume is what it seems.
         kind: "train", "pretrain", "evaluate", …
         harmless: keys of the recipe that may change on resume, since the result does not depend on them.
+        leads: whether this process writes; of several processes, one does.
 
     Raises:
         InputError: the folder cannot be written.
         RecipeError: it holds a run of another kind or recipe.
     """
 
-    def __init__(self, path: Path, *, recipe: Any, kind: str, harmless: tuple[str, ...] = ()) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, *, recipe: Any, kind: str, harmless: tuple[str, ...] = (), leads: bool = True
+    ) -> None:
+        self.path, self._leads = path, leads
+        self._about: dict[str, Any] = {}
+        if not leads:
+            return
         plain = to_plain(recipe)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +148,7 @@ class RunFolder:
             (path / ".writable").unlink()
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}; choose another folder with --out") from error
-        self._about: dict[str, Any] = {
+        self._about = {
             "kind": kind,
             "recipe": plain,
             "command": " ".join(["robustmim", *sys.argv[1:]]),
@@ -161,22 +167,29 @@ class RunFolder:
                 raise RecipeError(
                     f"{path} holds another run ({', '.join(changed)} differ); choose another folder with --out, or delete it"
                 )
-            self._about["started"] = before["started"]
+            self._about |= {key: before[key] for key in ("started", "timing") if key in before}
         self.update("running")
 
     def update(self, status: str, **more: Any) -> None:
         """Set the status in run.json: running, finished, stopped, diverged or failed; and whatever else there is to say."""
         self._about |= {"status": status, **more}
-        write_json(self.path / "run.json", self._about)
+        if self._leads:
+            write_json(self.path / "run.json", self._about)
+
+    @property
+    def timing(self) -> dict[str, dict[str, float]]:
+        """What earlier calls of this run measured: {"purify": {"seconds": …, "images": …}}."""
+        return self._about.get("timing", {})
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to log.jsonl."""
-        append_line(self.path / "log.jsonl", row)
+        if self._leads:
+            append_line(self.path / "log.jsonl", row)
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps after `step`: a resumed run will write them again."""
         path = self.path / "log.jsonl"
-        if path.exists():
+        if self._leads and path.exists():
             kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
             with atomic(path) as part:
                 part.write_text("".join(json.dumps(row) + "\n" for row in kept))

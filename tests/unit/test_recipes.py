@@ -47,12 +47,19 @@ def test_every_training_recipe_runs_two_steps(name, tmp_path):
         small = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
         options = load_recipe(PretrainRecipe, name).model.options | small
         words += ["--model.name", "mae", "--model.options", yaml.safe_dump(options, default_flow_style=True)]
+    if kind == "pretrain":
+        words += ["--probe.data", "samples-cifar10", "--probe.images", "2", "--probe.attack_steps", "1"]
+        words += ["--probe.radii", "[8/255]", "--probe.amrm.steps", "1"]
     if "second" in name:
         words += ["--start_from", "null"]
     assert main(words) == 0
     assert read_json(tmp_path / "run.json")["status"] == "finished"
     assert (tmp_path / "model.safetensors").exists()
-    assert read_lines(tmp_path / "log.jsonl")[-1]["step"] == 2
+    last = read_lines(tmp_path / "log.jsonl")[-1]
+    assert last["step"] == 2
+    if kind == "pretrain" and load_recipe(PretrainRecipe, name).probe.classifier:
+        assert last["sees 8/255"] > 0.5
+        assert 0 <= last["purified clean"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -105,10 +105,11 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
 
     from robustmim.cli.console import Progress, say
     from robustmim.cli.training import open_source
-    from robustmim.evaluate.run import Evaluator, claim, save_examples
+    from robustmim.evaluate.claims import conclude
+    from robustmim.evaluate.run import Evaluator
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
-    from robustmim.runs import RunFolder, environment, read_lines, write_json
+    from robustmim.runs import RunFolder
     from robustmim.train.distributed import choose_device
 
     device = choose_device(options.device)
@@ -122,18 +123,7 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
     say(f"\n{act.title}: {len(source)} images, {act.classifier} behind {describe(purify)}")
     progress = Progress(len(source), unit="images", every=0.0)
     evaluator.run(source, folder, device=device, report=lambda done, note: progress.update(done))
-    content: dict[str, Any] = claim(
-        read_lines(path / "records.jsonl"),
-        recipe,
-        evaluator,
-        classifier=act.classifier,
-        purifier=describe(purify),
-        classes=source.classes,
-        environment=environment(),
-    )
-    content["trace"] = save_examples(evaluator, source, path, classes=source.classes, device=device)
-    write_json(path / "claim.json", content)
-    folder.update("finished")
+    content = conclude(evaluator, source, folder, classifier=act.classifier, purify=purify, device=device)
     _tell(content)
     return path
 

@@ -42,12 +42,13 @@ def main(arguments: list[str]) -> int:
 
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
-    from robustmim.evaluate.run import Evaluator, claim, save_examples
+    from robustmim.evaluate.claims import conclude
+    from robustmim.evaluate.run import Evaluator
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
     from robustmim.report.page import write_report
-    from robustmim.runs import RunFolder, environment, read_lines, write_json
+    from robustmim.runs import RunFolder, read_lines
     from robustmim.train.distributed import choose_device
 
     device = choose_device(options.device)
@@ -100,18 +101,8 @@ def main(arguments: list[str]) -> int:
         folder.update("stopped")
         say(f"stopped after {len(records)} images; to go on: robustmim {' '.join(sys.argv[1:])}")
         return 130
-    content = claim(
-        records,
-        recipe,
-        evaluator,
-        classifier=options.classifier + (f" ({options.arch})" if options.arch else ""),
-        purifier=describe(purify) if purify else None,
-        classes=source.classes,
-        environment=environment(),
-    )
-    content["trace"] = save_examples(evaluator, source, path, classes=source.classes, device=device)
-    write_json(path / "claim.json", content)
-    folder.update("finished")
+    named = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
+    content = conclude(evaluator, source, folder, classifier=named, purify=purify, device=device)
     page = write_report(path)
     if options.json:
         output(content)

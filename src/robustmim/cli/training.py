@@ -20,7 +20,7 @@ from robustmim.models.masked import parameter_count
 from robustmim.models.zoo import save_model
 from robustmim.rng import keys
 from robustmim.runs import RunFolder, to_plain
-from robustmim.train.distributed import World, world
+from robustmim.train.distributed import World
 from robustmim.train.engine import Evaluation, fit
 from robustmim.train.objectives import Objective
 
@@ -98,7 +98,7 @@ def run_training(
                 output(answer)
         return 0
     harmless = ("probe", "validation", "run.evaluate_every", "run.checkpoint_minutes")
-    folder = RunFolder(path, recipe=recipe, kind=kind, harmless=harmless) if here.leads else _follower(path)
+    folder = RunFolder(path, recipe=recipe, kind=kind, harmless=harmless, leads=here.leads)
     resumed = (path / "last.safetensors").exists()
     if here.leads:
         say(
@@ -132,8 +132,7 @@ def run_training(
             report=show,
         )
     except BaseException as error:
-        if here.leads:
-            folder.update("failed", error=str(error) or type(error).__name__)
+        folder.update("failed", error=str(error) or type(error).__name__)
         raise
     if not here.leads:
         return 0 if status == "finished" else 130
@@ -147,13 +146,3 @@ def run_training(
     if options.json:
         output({"status": status, "folder": str(path)})
     return 0
-
-
-def _follower(path: Path) -> RunFolder:
-    # Processes other than the first only read checkpoints; they neither write nor check the folder.
-    folder = RunFolder.__new__(RunFolder)
-    folder.path = path
-    return folder
-
-
-__all__ = ["Batches", "open_loader", "open_source", "run_training", "world"]

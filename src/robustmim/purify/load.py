@@ -36,9 +36,23 @@ def load_purifier(name: str, *, device: torch.device | str = "cpu") -> AMRMPure:
 
 
 def describe(recipe: PurifyRecipe) -> str:
-    """Say in a line what a purifier does."""
+    """Say in a line what a purifier does; choices of Algorithm 1 that are left at their plain form are not named."""
     config: AMRMConfig = recipe.amrm
-    return (
-        f"AMRM-Pure, {recipe.masked_model}, S {config.steps}, λ {radius_text(config.step_size)}, "
-        f"η {radius_text(config.radius)}, mask {config.mask_ratio:g} {config.masks}"
-    )
+    parts = [
+        f"AMRM-Pure, {recipe.masked_model}",
+        f"S {config.steps}",
+        f"λ {radius_text(config.step_size)}" + (" cosine" if config.schedule == "cosine" else ""),
+        f"η {radius_text(config.radius)}" + (" l2" if config.norm == "l2" else ""),
+        f"mask {config.mask_ratio:g} {config.masks}" + (f" × {config.mask_average}" if config.mask_average > 1 else ""),
+    ]
+    if config.schedule == "step" and config.decay != 1:
+        parts.append(f"decay {config.decay:g}")
+    if config.momentum:
+        parts.append(f"momentum {config.momentum:g}")
+    if config.gradient != "both":
+        parts.append(f"gradient through the {config.gradient} only")
+    if config.output != "last":
+        parts.append(f"output {config.output}")
+    if config.start_noise:
+        parts.append(f"start noise {radius_text(config.start_noise)}")
+    return ", ".join(parts)

@@ -143,8 +143,7 @@ def fit(
     if path.exists():
         about = checkpoint.load(path, model=model, average=average, optimizer=optimizer)
         step, spent = about["step"], about["seconds"]
-        if world.leads:
-            folder.forget_after(step)
+        folder.forget_after(step)
     forward: nn.Module = _Step(model, objective)
     if world.size > 1:
         forward = DistributedDataParallel(forward, broadcast_buffers=True)
@@ -199,8 +198,8 @@ def fit(
                     "seconds": round(seconds(), 1),
                 }
                 last_logged, logged_step = now, step
+                folder.log(row)
                 if world.leads:
-                    folder.log(row)
                     report(row)
             if step % evaluate_every == 0 or step == total:
                 model.eval()
@@ -208,8 +207,8 @@ def fit(
                     found = evaluate(model) if world.leads else {}
                 model.train()
                 row = {"step": step, "epoch": round(step / batches.steps_per_epoch, 3), "total": total, **found}
+                folder.log(row | {"evaluation": True, "seconds": round(seconds(), 1)})
                 if world.leads:
-                    folder.log(row | {"evaluation": True, "seconds": round(seconds(), 1)})
                     report(row)
                 last_logged, logged_step = time.monotonic(), step
             # One process's clock or signal stops all at the same step; asking costs a reduction, so not every step.
