@@ -15,7 +15,18 @@ from robustmim.runs import read_lines
 pytest.importorskip("foolbox")
 
 WORDS = [
-    *("pretrain", "masked-conv-cifar10", "--device", "cpu", "--data.name", "samples-cifar10", "--data.split", "test"),
+    *(
+        "pretrain",
+        "masked-conv-cifar10",
+        "--probe.classifier",
+        "null",
+        "--device",
+        "cpu",
+        "--data.name",
+        "samples-cifar10",
+        "--data.split",
+        "test",
+    ),
     *("--validation.name", "samples-cifar10", "--run.batch_size", "4", "--run.epochs", "4", "--run.ema", "0"),
     *("--model.options", "{widths: [8, 16], blocks: [1, 1]}", "--optimizer.clip", "0", "--run.evaluate_every", "4"),
 ]

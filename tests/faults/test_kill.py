@@ -18,7 +18,18 @@ from robustmim.runs import read_json, read_lines
 pytest.importorskip("foolbox")
 
 PRETRAIN = [
-    *("pretrain", "masked-conv-cifar10", "--device", "cpu", "--data.name", "samples-cifar10", "--data.split", "test"),
+    *(
+        "pretrain",
+        "masked-conv-cifar10",
+        "--probe.classifier",
+        "null",
+        "--device",
+        "cpu",
+        "--data.name",
+        "samples-cifar10",
+        "--data.split",
+        "test",
+    ),
     *("--validation.name", "samples-cifar10", "--run.batch_size", "4", "--run.epochs", "40"),
     *(
         "--model.options",

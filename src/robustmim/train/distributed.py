@@ -66,5 +66,6 @@ def world(device: str) -> Iterator[World]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), size, chosen)
+        dist.barrier()  # the one that saves is last; leaving before it would break its connections
     finally:
         dist.destroy_process_group()
