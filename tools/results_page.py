@@ -12,6 +12,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- table: tools/results_page.py -->", "<!-- end of table -->"
+SHORT = {
+    "cifar10-resnet56-masked-conv": "ResNet-56 (third-party), masked convolution",
+    "cifar10-resnet56-mae-patch2": "ResNet-56 (third-party), MAE patch 2",
+    "cifar10-resnet56-mae-patch4": "ResNet-56 (third-party), MAE patch 4",
+    "cifar10-fast-cnn-masked-conv": "our classifier, masked convolution",
+    "cifar10-fast-cnn-mae-patch2": "our classifier, MAE patch 2",
+    "cifar10-fast-cnn-mae-patch4": "our classifier, MAE patch 4",
+    "photographs-efficientnet-lite0": "EfficientNet-Lite0, photographs, masked convolution",
+}
 
 HEAD = """# Results
 
@@ -57,6 +68,35 @@ def table(claim: dict, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def seeing() -> str:
+    """Return the table of what the zoo's masked models see of an attack, and what they undo."""
+    path = ROOT / "results" / "masked-models.json"
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text())
+    radii = [key.split(" ", 1)[1] for key in content["rows"][0] if key.startswith("sees")]
+    lines = [
+        "## What masked models see, and what they undo",
+        "",
+        f"{content['classifier']}, the first {content['images']} test images of CIFAR-10 (recipes were chosen on these), "
+        f"{content['attack']}, seed {content['seed']}; the same descent for all: "
+        f"{content['rows'][0]['descent'].split(', ', 2)[2]}. *Sees*: masked loss attacked / clean. `python "
+        "tools/compare_masked_models.py`",
+        "",
+        "| model | "
+        + " | ".join(f"sees {radius}" for radius in radii)
+        + " | purified: clean | "
+        + " | ".join(f"purified {radius}" for radius in radii)
+        + " |",
+        "|---" * (2 * len(radii) + 2) + "|",
+    ]
+    for row in content["rows"]:
+        found = [row["model"], *(f"{row[f'sees {radius}']:.3f}" for radius in radii)]
+        found += [percent(row["purified clean"]), *(percent(row[f"purified {radius}"]) for radius in radii)]
+        lines.append("| " + " | ".join(found) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def page() -> str:
     parts: dict[str, list[str]] = {}
     for path in sorted((ROOT / "results").glob("*/claim.json")):
@@ -64,16 +104,50 @@ def page() -> str:
         parts.setdefault(claim["data"], []).append(table(claim, path.parent))
     meaning = (ROOT / "results" / "meaning.md").read_text()
     body = "\n\n".join(f"## {data}\n\n" + "\n\n".join(tables) for data, tables in parts.items())
-    return HEAD + meaning.strip() + "\n\n" + body + "\n"
+    return HEAD + meaning.strip() + "\n\n" + body + "\n\n" + seeing()
+
+
+def short_table() -> str:
+    """Return the README's table: at 2/255, what each classifier and purifier keeps."""
+    lines = [
+        "| accuracy in % at ε = 2/255, l∞ | clean: bare → purified | attacked, bare | gray box, purified | white box | ms an image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, title in SHORT.items():
+        path = ROOT / "results" / name / "claim.json"
+        if not path.exists():
+            continue
+        claim = json.loads(path.read_text())
+        cells = {(row["attack"], row["radius"], row["defence"]): row["accuracy"] * 100 for row in claim["cells"]}
+        counts = {row["attack"]: row["n"] for row in claim["cells"]}
+        white = cells.get(("white-box", "2/255", "purified"))
+        found = [
+            f"{title} (n = {claim['images']})",
+            f"{cells['none', '0', 'bare']:.0f} → {cells['none', '0', 'purified']:.0f}",
+            f"{cells['gray-box', '2/255', 'bare']:.0f}",
+            f"**{cells['gray-box', '2/255', 'purified']:.0f}**",
+            "" if white is None else f"{white:.0f} (n = {counts['white-box']})",
+            f"{claim['milliseconds_per_image']['purify']:.0f}",
+        ]
+        lines.append("| " + " | ".join(found) + " |")
+    return "\n".join(lines)
+
+
+def readme() -> str:
+    """Return the README with its table made anew."""
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{short_table()}\n{END}{after}"
 
 
 def main() -> None:
     if "--check" in sys.argv:
-        sys.exit(
-            0 if PAGE.read_text() == page() else f"{PAGE} is not what results/ says; run python tools/results_page.py"
-        )
+        same = PAGE.read_text() == page() and README.read_text() == readme()
+        sys.exit(0 if same else "the tables are not what results/ says; run python tools/results_page.py")
     PAGE.write_text(page())
-    print(PAGE)
+    README.write_text(readme())
+    print(PAGE, README)
 
 
 if __name__ == "__main__":
