@@ -62,7 +62,8 @@ def table(claim: dict, folder: Path) -> str:
         lines.append("| " + " | ".join([f"{title} (n = {max(count)})", percent(clean), *map(percent, found)]) + " |")
     cost = claim["milliseconds_per_image"]
     speed = ", ".join(f"{what} {value:.1f} ms" for what, value in cost.items())
-    hardware = f"{claim['environment']['hardware']}, {claim['environment']['threads']} thread(s)"
+    threads = claim["environment"]["threads"]
+    hardware = f"{claim['environment']['hardware']}, {threads} thread{'s' * (threads > 1)}"
     lines += ["", f"An image: {speed} ({hardware}). Attacks, {claim['norm']}, seed {claim['seed']}: "]
     lines[-1] += "; ".join(f"{name}: {text}" for name, text in claim["protocol"].items()) + f". `results/{folder.name}`"
     return "\n".join(lines)

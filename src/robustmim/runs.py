@@ -87,7 +87,7 @@ def environment() -> dict[str, Any]:
 
     import robustmim
 
-    folder = Path(robustmim.__file__).parent
+    folder = Path(robustmim.__file__).resolve().parent
 
     def git(*words: str) -> str:
         try:
@@ -97,7 +97,9 @@ def environment() -> dict[str, Any]:
         except (OSError, subprocess.SubprocessError):
             return ""
 
-    commit = git("rev-parse", "--short=12", "HEAD")
+    # Installed into an environment inside someone's own repository, the commit would be theirs.
+    ours = Path(git("rev-parse", "--show-toplevel") or "/") / "src" / "robustmim" == folder
+    commit = git("rev-parse", "--short=12", "HEAD") if ours else ""
     if commit and git("status", "--porcelain", "--untracked-files=no"):
         commit += "+changes"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
