@@ -118,7 +118,8 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
     source = open_source(recipe.data, device)
     classifier = open_classifier(act.classifier, device=device)
     evaluator = Evaluator(classifier, make_purifier(purify, device=device), recipe)
-    shutil.rmtree(path, ignore_errors=True)  # a demo starts over
+    if (path / "run.json").exists():
+        shutil.rmtree(path)  # a demo starts over; a folder that is not a run is left alone
     folder = RunFolder(path, recipe={"evaluate": recipe, "purify": purify}, kind="evaluate")
     say(f"\n{act.title}: {len(source)} images, {act.classifier} behind {describe(purify)}")
     progress = Progress(len(source), unit="images", every=0.0)
