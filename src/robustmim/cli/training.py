@@ -12,7 +12,7 @@ from torch import nn
 
 from robustmim.cli.arguments import JobOptions
 from robustmim.cli.console import Progress, duration, output, say
-from robustmim.config import DataConfig, OptimizerConfig, RunConfig
+from robustmim.config import DataConfig, RunConfig
 from robustmim.data import sources
 from robustmim.data.loader import Batch, Batches, Loader, Mixture
 from robustmim.data.sources import Source
@@ -58,9 +58,7 @@ def open_loader(config: DataConfig, run: RunConfig, here: World, source: Source)
     )
 
 
-def estimate(
-    model: nn.Module, objective: Objective, batches: Batches, run: RunConfig, optimizer: OptimizerConfig
-) -> float:
+def estimate(model: nn.Module, objective: Objective, batches: Batches, run: RunConfig) -> float:
     """Time two training steps and return the seconds that the whole run would take (evaluations not counted)."""
     total = round(run.epochs * batches.steps_per_epoch)
     spent: list[float] = []
@@ -90,7 +88,7 @@ def run_training(
     run: RunConfig = recipe.run
     path = Path(options.out or f"runs/{name}")
     if options.dry_run:
-        seconds = estimate(model, objective, batches, run, recipe.optimizer)
+        seconds = estimate(model, objective, batches, run)
         if here.leads:
             answer = {"parameters": parameter_count(model), "seconds": round(seconds), "device": str(here.device)}
             say(f"{answer['parameters']:,} parameters; about {duration(seconds)} on {here.device}; nothing was written")
