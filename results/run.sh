@@ -21,6 +21,8 @@ case_of() {
 
 case_of cifar10-fast-cnn-masked-conv cifar10-linf fast-cnn-cifar10 recommended-cifar10 --white_box_radii '[2/255, 8/255]'
 case_of cifar10-resnet56-masked-conv cifar10-linf "$resnet56" recommended-cifar10 --white_box_radii '[2/255, 8/255]'
+# The images that the recommended purifier was chosen on, beside those it was not.
+case_of cifar10-resnet56-masked-conv-chosen-on cifar10-linf "$resnet56" recommended-cifar10 --data.skip 0 --limit 128 --white_box_radii '[]'
 case_of cifar10-fast-cnn-mae-patch4 cifar10-linf fast-cnn-cifar10 amrm-mae-patch4-cifar10 --limit 256 --white_box_radii '[2/255]' --white_box_images 256
 case_of cifar10-resnet56-mae-patch4 cifar10-linf "$resnet56" amrm-mae-patch4-cifar10 --limit 256 --white_box_radii '[2/255]' --white_box_images 256
 case_of cifar10-fast-cnn-mae-patch2 cifar10-linf fast-cnn-cifar10 amrm-mae-patch2-cifar10 --limit 256 --white_box_radii '[2/255]' --white_box_images 256
