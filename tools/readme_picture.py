@@ -1,6 +1,6 @@
 """Draw the README's picture from a demo: photographs clean, attacked and purified, with what the classifier says.
 
-make demo && python tools/readme_picture.py [FIRST SECOND THIRD]      places of the photographs to show
+make demo && python tools/readme_picture.py [PLACE …]      places of the photographs to show
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def picture_of(image: torch.Tensor) -> Image.Image:
 
 
 def main() -> None:
-    rows = [int(word) for word in sys.argv[1:]] or [0, 1, 2]
+    rows = [int(word) for word in sys.argv[1:]] or [1, 2, 4, 6]
     with safe_open(ROOT / "demo" / "photographs" / "examples.safetensors", framework="pt") as file:
         about = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
