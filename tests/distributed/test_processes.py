@@ -11,24 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from robustmim.runs import read_lines
+from tests.tiny import TINY_PRETRAIN
 
 pytest.importorskip("foolbox")
 
 WORDS = [
-    *(
-        "pretrain",
-        "masked-conv-cifar10",
-        "--probe.classifier",
-        "null",
-        "--device",
-        "cpu",
-        "--data.name",
-        "samples-cifar10",
-        "--data.split",
-        "test",
-    ),
-    *("--validation.name", "samples-cifar10", "--run.batch_size", "4", "--run.epochs", "4", "--run.ema", "0"),
-    *("--model.options", "{widths: [8, 16], blocks: [1, 1]}", "--optimizer.clip", "0", "--run.evaluate_every", "4"),
+    *TINY_PRETRAIN,
+    *("--run.epochs", "4", "--run.ema", "0", "--run.evaluate_every", "4", "--optimizer.clip", "0"),
 ]
 
 

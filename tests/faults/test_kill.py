@@ -14,32 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from robustmim.runs import read_json, read_lines
+from tests.tiny import TINY_PRETRAIN
 
 pytest.importorskip("foolbox")
 
-PRETRAIN = [
-    *(
-        "pretrain",
-        "masked-conv-cifar10",
-        "--probe.classifier",
-        "null",
-        "--device",
-        "cpu",
-        "--data.name",
-        "samples-cifar10",
-        "--data.split",
-        "test",
-    ),
-    *("--validation.name", "samples-cifar10", "--run.batch_size", "4", "--run.epochs", "40"),
-    *(
-        "--model.options",
-        "{widths: [8, 16], blocks: [1, 1]}",
-        "--run.checkpoint_minutes",
-        "0",
-        "--run.evaluate_every",
-        "20",
-    ),
-]
+PRETRAIN = [*TINY_PRETRAIN, "--run.epochs", "40", "--run.checkpoint_minutes", "0", "--run.evaluate_every", "20"]
 
 
 def robustmim(*words: str, **options) -> subprocess.Popen:

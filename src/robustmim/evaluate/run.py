@@ -110,8 +110,13 @@ class Evaluator:
         assert self._defended is not None
         return PGD(recipe.white_box)(self._defended, batch.images, batch.labels, ball, keys=drawn)
 
-    def evaluate(self, batch: Batch) -> list[dict[str, Any]]:
-        """Return one record per sample: id, label and the predicted class in each cell."""
+    def evaluate(self, batch: Batch, *, first: int = 0) -> list[dict[str, Any]]:
+        """Return one record per sample: id, label and the predicted class in each cell.
+
+        Args:
+            batch: samples in the order of the data set.
+            first: place of the batch's first sample in it; only so many are attacked through the purifier.
+        """
         recipe = self.recipe
         # The verdict's draws: a purpose of its own, so that no attack has seen them.
         verdict = keys(recipe.seed, "verdict", batch.ids)
@@ -131,7 +136,7 @@ class Evaluator:
             few = recipe.white_box_images
             chosen = torch.ones_like(batch.ids, dtype=torch.bool)
             if few is not None:
-                chosen = torch.arange(len(batch.ids), device=batch.ids.device) < max(0, few - self._first)
+                chosen = torch.arange(len(batch.ids), device=batch.ids.device) < max(0, few - first)
             if chosen.any():
                 part = Batch(batch.images[chosen], batch.labels[chosen], batch.ids[chosen])
                 attacked = self.attack("white-box", part, radius)
@@ -147,8 +152,6 @@ class Evaluator:
             }
             for i in range(len(batch.ids))
         ]
-
-    _first = 0  # place of the current batch in the data set, for the number of white-box images
 
     def run(
         self,
@@ -170,14 +173,17 @@ class Evaluator:
             self.seconds[what] += measured["seconds"]
             self.images[what] += int(measured["images"])
         for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
-            self._first = place * self.recipe.batch_size
             fresh = torch.tensor([int(i) not in done for i in batch.ids], device=batch.ids.device)
             if not fresh.any():
                 continue
             if time.monotonic() - began > max_seconds or stop():
                 return False
             # The whole batch is computed again if any of it is missing: the same work, and the same numbers.
-            new = [record for record in self.evaluate(batch) if record["id"] not in done]
+            new = [
+                record
+                for record in self.evaluate(batch, first=place * self.recipe.batch_size)
+                if record["id"] not in done
+            ]
             for record in new:
                 append_line(path, record)
             records += new

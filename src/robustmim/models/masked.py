@@ -64,7 +64,7 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Put a module into evaluation mode with parameters that need no gradient: saves memory and a third of the time."""
+    """Put a module into evaluation mode with parameters that need no gradient: saves memory and time."""
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
