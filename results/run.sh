@@ -27,4 +27,4 @@ case_of cifar10-fast-cnn-mae-patch4 cifar10-linf fast-cnn-cifar10 amrm-mae-patch
 case_of cifar10-resnet56-mae-patch4 cifar10-linf "$resnet56" amrm-mae-patch4-cifar10 --limit 256 --white_box_radii '[2/255]' --white_box_images 256
 case_of cifar10-fast-cnn-mae-patch2 cifar10-linf fast-cnn-cifar10 amrm-mae-patch2-cifar10 --limit 256 --white_box_radii '[2/255]' --white_box_images 256
 case_of cifar10-resnet56-mae-patch2 cifar10-linf "$resnet56" amrm-mae-patch2-cifar10 --limit 256 --white_box_radii '[2/255]' --white_box_images 256
-case_of photographs-efficientnet-lite0 imagenet-linf efficientnet-lite0 recommended-photos --white_box_radii '[2/255]'
+case_of photographs-efficientnet-lite0 imagenet-linf efficientnet-lite0 recommended-photos

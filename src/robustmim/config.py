@@ -48,6 +48,10 @@ class DataConfig:
     """Side of a random square set to the mean grey, 0 for none."""
     share: int = 1
     """In a mixture: steps in a row that this set gets."""
+    corruption: str | None = None
+    """Corrupt the images (fog, gaussian_noise, jpeg_compression, …), each always alike; none for clean ones."""
+    severity: int = 3
+    """Severity of the corruption, 1 to 5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,30 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdversarialTrainingConfig:
+    """Adversarial training (Madry et al. 2018): the loss is taken on images that a few steps have made worse.
+
+    One step from noise wider than the ball, without projection, is N-FGSM (de Jorge et al. 2022): as cheap as one-step
+    training gets, without its collapse.
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball."""
+    radius: Radius = Radius("8/255")
+    """Budget."""
+    steps: int = 1
+    """Gradient steps."""
+    step_size: float = 1.0
+    """Step as a fraction of the budget."""
+    start_noise: float = 2.0
+    """Half-width of the uniform start noise, as a multiple of the budget."""
+    project: bool = False
+    """Project onto the ball; otherwise images only stay in [0, 1]."""
+    validation_images: int = 512
+    """Images that PGD-10 is run on at each evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
     """Train a classifier."""
 
@@ -170,6 +198,8 @@ class TrainRecipe:
     run: RunConfig = RunConfig()
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the targets."""
+    adversarial: AdversarialTrainingConfig | None = None
+    """Train on attacked images; none for clean ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,17 +236,71 @@ class PurifyRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackConfig:
-    """Projected gradient descent (Madry et al. 2018) and its expectation over the defence's draws (Athalye et al. 2018)."""
+class GradientConfig:
+    """What an attacker takes for the gradient of a purifier whose steps go by a sign (docs/honesty).
 
-    steps: int = 20
-    """Iterations."""
-    step_size: float = 0.25
-    """Step as a fraction of the budget."""
-    eot: int = 2
-    """Draws of a random defence averaged in each step."""
-    random_start: bool = True
-    """Start from a random point of the ball."""
+    The forward pass is that of the published purifier unless `forward` is "smooth".
+    """
+
+    mode: Literal["identity", "exact", "straight-through", "tanh", "rational", "normalised"] = "identity"
+    """identity: the purifier is skipped (BPDA). exact: of the algorithm as published; the sign has derivative zero, so
+    only its clips are seen. The others put a smooth function's derivative in the place of the sign's: g / mean|g|,
+    tanh(g / (τ mean|g|)), g / (|g| + τ mean|g|), √n g / ‖g‖."""
+    temperature: float = 1.0
+    """τ of tanh and rational."""
+    final_temperature: float | None = None
+    """τ at the end of the attack, annealed geometrically from `temperature`."""
+    clip: Literal["exact", "straight-through"] = "straight-through"
+    """Derivative of the clips to the η-ball and to [0, 1]: zero where they bind, or one everywhere."""
+    product: Literal["forward-difference", "central-difference", "hessian"] = "forward-difference"
+    """How the reconstruction loss is differentiated a second time: by one or two more gradients, or exactly."""
+    last: int | None = None
+    """See only the last so many steps; the ones before count as the identity."""
+    forward: Literal["hard", "smooth"] = "hard"
+    """hard: the purifier's own sign. smooth: the attacker's purifier steps by the smooth function as well."""
+    ball_scale: float = 1.0
+    """Factor on η in the attacker's purifier: a wider ball saturates less, and saturation hides gradients."""
+    steps: int | None = None
+    """Purification steps of the attacker's purifier; default: the defence's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """One attack of an evaluation, and how it meets the defence."""
+
+    name: str
+    """Its name in tables and records."""
+    attack: str = "pgd"
+    """Registered attack; `robustmim list attacks`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the attack."""
+    against: Literal["defence", "classifier"] = "defence"
+    """What is attacked: classifier behind purifier, or the bare classifier (the purifier then meets its result)."""
+    eot: int = 1
+    """Draws of a random defence averaged in each query."""
+    average: Literal["loss", "logits"] = "loss"
+    """What is averaged over the draws."""
+    gradient: GradientConfig = GradientConfig()
+    """Gradient through the purifier."""
+    randomness: Literal["fresh", "known", "fixed"] = "fresh"
+    """Draws of the verdict: fresh ones; the very draws the attacker had (known); or one draw for every sample and call,
+    which the attacker knows (fixed)."""
+    radii: tuple[Radius, ...] | None = None
+    """Budgets it is run at; default: all of the recipe's."""
+    images: int | None = None
+    """Attack only the first so many images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChecksConfig:
+    """Active checks: attacks run on a few images only to find out whether the numbers can be believed (docs/honesty)."""
+
+    images: int = 0
+    """Images they use; 0 for none of them."""
+    large_radius: Radius = Radius("128/255")
+    """A budget at which nothing may hold."""
+    factor: int = 4
+    """How many times more steps, and draws, must not find much more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,18 +308,33 @@ class EvaluateRecipe:
     """What a defence is measured on, and how it is attacked."""
 
     data: DataConfig = DataConfig(split="test", limit=512)
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the attacks."""
     radii: tuple[Radius, ...] = (Radius("2/255"), Radius("4/255"), Radius("8/255"))
     """Budgets."""
-    gray_box: AttackConfig = AttackConfig(eot=1)
-    """PGD on the classifier alone: the attacker does not know of the purifier."""
-    white_box: AttackConfig = AttackConfig()
-    """PGD + EOT through the purifier with identity gradient."""
-    white_box_radii: tuple[Radius, ...] | None = None
-    """Budgets of the attack through the purifier; default: all of them."""
-    white_box_images: int | None = None
-    """Attack only the first so many through the purifier (it costs steps × EOT purifications each)."""
+    attacks: tuple[AttackConfig, ...] = ()
+    """The attacks, cheap ones first."""
+    draws: int = 1
+    """Fresh draws of a random defence on which each adversarial image is judged; with more than one, a second set of as
+    many must confirm a break."""
+    cascade: bool = False
+    """An image that has fallen to one attack is not given to the next ones at that budget."""
+    checks: ChecksConfig = ChecksConfig()
     batch_size: int = 64
     """Images at a time."""
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionsRecipe:
+    """Accuracy under common corruptions (Hendrycks and Dietterich 2019), which nobody has chosen to fool anyone."""
+
+    data: DataConfig = DataConfig(split="test", limit=512)
+    names: str | tuple[str, ...] = "all"
+    """Corruptions: all (the fifteen of the benchmark), extra (four more), or names joined by commas."""
+    severities: int | str | tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Severities, joined by commas."""
+    batch_size: int = 64
+    """Images at a time."""
+    seed: int = 0
+    """Seed of the corruptions and of the purifier's draws."""

@@ -30,6 +30,36 @@ class Descent:
     mean: Images
 
 
+def advance(
+    current: Images,
+    velocity: Images | None,
+    gradient: Images,
+    center: Images,
+    *,
+    length: float,
+    momentum: float,
+    direction: Callable[[Images], Images],
+    project: Callable[[Images, Images], Images],
+) -> tuple[Images, Images | None]:
+    """Take one step: (iterate, velocity) → (next iterate, next velocity).
+
+    Args:
+        current: the iterate.
+        velocity: averaged directions so far, None without momentum.
+        gradient: of the objective at `current`.
+        center: of the ball.
+        length: of the step, negative to descend.
+        momentum: weight of the velocity.
+        direction: gradient → unit step.
+        project: (point, center) → point of the ball.
+    """
+    if velocity is not None:
+        scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        velocity = momentum * velocity + gradient / scale
+        gradient = velocity
+    return project(current + length * direction(gradient), center), velocity
+
+
 def projected_descent(
     objective: Objective,
     x: Images,
@@ -40,6 +70,7 @@ def projected_descent(
     maximise: bool,
     start: Images | None = None,
     momentum: float = 0.0,
+    direction: Callable[[Images], Images] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> Descent:
     """Take `steps` steps of steepest ascent or descent, projecting onto a ball around `x` after each.
@@ -55,9 +86,11 @@ def projected_descent(
         maximise: climb (attacks) or descend (purification).
         start: first iterate; `x` by default.
         momentum: weight of the previous direction in the next one (MI-FGSM, Dong et al. 2018); 0 for plain steps.
+        direction: gradient → unit step; the ball's steepest by default.
         callback: called before each step with {"step", "x", "value", "gradient", "center", "ball"} (tensors detached).
     """
     sign = 1.0 if maximise else -1.0
+    direction = ball.steepest if direction is None else direction
     current = (x if start is None else start).detach()
     best, best_value = current, torch.full((len(x),), -torch.inf, device=x.device)
     mean = current.clone()
@@ -73,10 +106,15 @@ def projected_descent(
         better = sign * value > best_value
         best_value = torch.where(better, sign * value, best_value)
         best = torch.where(better.view(-1, 1, 1, 1), current, best)
-        if velocity is not None:
-            scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
-            velocity = momentum * velocity + gradient / scale
-            gradient = velocity
-        current = ball.project(current + sign * step_size(step) * ball.steepest(gradient), x)
+        current, velocity = advance(
+            current,
+            velocity,
+            gradient,
+            x,
+            length=sign * step_size(step),
+            momentum=momentum,
+            direction=direction,
+            project=ball.project,
+        )
         mean = mean + (current - mean) / (step + 2)
     return Descent(last=current, best=best, mean=mean)

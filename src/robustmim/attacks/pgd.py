@@ -1,65 +1,115 @@
-"""Projected gradient descent (Madry et al. 2018) with expectation over the defence's draws (EOT, Athalye et al. 2018)."""
+"""Projected gradient descent (Madry et al. 2018), with a schedule, momentum and restarts if asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from robustmim.config import AttackConfig
+from robustmim.attacks.objectives import named_loss
+from robustmim.attacks.target import Target
 from robustmim.descent import projected_descent
+from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Callback
 from robustmim.registry import register
-from robustmim.rng import Keys
 from robustmim.types import Images, Labels, PerSample
-
-Scores = Callable[[Images, Keys], Tensor]
-"""(images, keys of the defence's draws) → logits `[B, classes]`."""
 
 
 @register("attack", "pgd")
 class PGD:
-    """Untargeted PGD on the cross-entropy.
+    """Untargeted PGD. Every step is projected after it is taken; nothing is differentiated through the projection.
 
-    Each step averages the loss over `eot` draws of the defence, taken one after another: together they would only take
-    more memory. The attacker's draws are its own; the verdict must be taken on others.
+    Args:
+        steps: iterations of each restart.
+        step_size: step as a fraction of the budget.
+        schedule: the step over the iterations: constant, or a cosine to zero.
+        momentum: weight of earlier directions (MI-FGSM, Dong et al. 2018).
+        loss: cross-entropy, margin or dlr.
+        random_start: begin at a random point of the ball; later restarts always do.
+        restarts: runs; a sample that fell in one is left alone by the next.
+        drop: stop working on a sample once it has fallen; otherwise all steps are taken (as papers' PGD does).
+
+    Raises:
+        RecipeError: no such loss, or fewer than one step or restart.
     """
 
-    def __init__(self, config: AttackConfig = AttackConfig()) -> None:
-        self.config = config
+    norms = ("linf", "l2", "l1")
+    black_box = False
 
-    def __call__(
-        self, scores: Scores, x: Images, y: Labels, ball: Ball, *, keys: Keys, callback: Callback | None = None
-    ) -> Images:
-        """Return adversarial images in the ball around `x`.
+    def __init__(
+        self,
+        *,
+        steps: int = 20,
+        step_size: float = 0.25,
+        schedule: Literal["constant", "cosine"] = "constant",
+        momentum: float = 0.0,
+        loss: str = "cross-entropy",
+        random_start: bool = True,
+        restarts: int = 1,
+        drop: bool = True,
+    ) -> None:
+        if steps < 1 or restarts < 1:
+            raise RecipeError(f"PGD takes at least one step and one restart, not {steps} and {restarts}")
+        self.steps, self.step_size, self.schedule, self.momentum = steps, step_size, schedule, momentum
+        self.loss, self.random_start, self.restarts, self.drop = named_loss(loss), random_start, restarts, drop
 
-        Args:
-            scores: the model, given the keys its own random draws come from.
-            x: `[B, C, H, W]` in [0, 1].
-            y: true classes `[B]`.
-            ball: the budget.
-            keys: the attacker's randomness, one key per sample.
-            callback: see `projected_descent`.
-        """
-        config = self.config
+    def _step(self, step: int, ball: Ball) -> float:
+        scale = 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * step / self.steps)) / 2
+        return self.step_size * ball.eps * scale
+
+    def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
+        """Return the last iterate of each sample, or the one at which it fell; see `Attack`."""
+        result = x.clone()
+        fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
         def loss(images: Images, step: int) -> PerSample:
-            total = torch.zeros(len(images), device=images.device)
-            for draw in range(config.eot):
-                logits = scores(images, keys.fold("eot", step, draw))
-                total = total + F.cross_entropy(logits, y, reduction="none")
-            return total / config.eot
+            # A fallen sample asks for nothing more; where it fell is kept.
+            value = torch.zeros(len(images), device=images.device)
+            active = ~fallen
+            if not active.any():
+                return value + 0 * images.sum((1, 2, 3))
+            query = restart * self.steps + step
+            some, labels = target[active], y[active]
+            slope = some.gradient(images[active].detach(), labels, self.loss, query, progress=step / self.steps)
+            slopes = torch.zeros_like(images)
+            slopes[active] = slope.ascent
+            if self.drop:
+                fell = some.fallen(images[active].detach(), labels, slope, query)
+                fallen[active] = fell
+                result[fallen & active] = images[fallen & active].detach()
+            value[active] = slope.value
+            return _Known.apply(images, value, slopes)
 
-        return projected_descent(
-            loss,
-            x,
-            ball,
-            steps=config.steps,
-            step_size=lambda step: config.step_size * ball.eps,
-            maximise=True,
-            start=ball.random(x, keys.fold("start")) if config.random_start else None,
-            callback=callback,
-        ).last
+        for restart in range(self.restarts):
+            if fallen.all():
+                break
+            random = self.random_start or restart > 0
+            end = projected_descent(
+                loss,
+                x,
+                ball,
+                steps=self.steps,
+                step_size=lambda step: self._step(step, ball),
+                maximise=True,
+                momentum=self.momentum,
+                start=ball.random(x, target.keys.fold("start", restart)) if random else None,
+                callback=callback,
+            ).last
+            result[~fallen] = end[~fallen]
+        return result
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradient has already been computed, handed to the loop that asks autograd for it."""
+
+    @staticmethod
+    def forward(context: Any, x: Images, value: PerSample, slope: Images) -> PerSample:
+        context.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    def backward(context: Any, upstream: PerSample) -> tuple[Images, None, None]:
+        (slope,) = context.saved_tensors
+        return slope * upstream.view(-1, 1, 1, 1), None, None

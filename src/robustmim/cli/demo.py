@@ -54,8 +54,10 @@ THUMBNAILS = Act(
     recipe=EvaluateRecipe(
         data=DataConfig(name="samples-cifar10", split="test"),
         radii=(Radius("2/255"), Radius("4/255"), Radius("8/255")),
-        white_box=AttackConfig(steps=10, eot=1),
-        white_box_images=20,
+        attacks=(
+            AttackConfig(name="gray-box", against="classifier"),
+            AttackConfig(name="white-box", options={"steps": 10}, eot=2),
+        ),
         batch_size=20,
     ),
 )
@@ -67,9 +69,10 @@ PHOTOGRAPHS = Act(
     recipe=EvaluateRecipe(
         data=DataConfig(name="samples-imagenet", split="test", limit=8),
         radii=(Radius("2/255"),),
-        gray_box=AttackConfig(steps=10, eot=1),
-        white_box=AttackConfig(steps=4, eot=1),
-        white_box_images=4,
+        attacks=(
+            AttackConfig(name="gray-box", against="classifier", options={"steps": 10}),
+            AttackConfig(name="white-box", options={"steps": 4}, eot=2, images=4),
+        ),
         batch_size=4,
     ),
 )

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from robustmim.cli.arguments import JobOptions
-from robustmim.config import EvaluateRecipe, PurifyRecipe
-from robustmim.errors import RecipeError
+from robustmim.config import AttackConfig, EvaluateRecipe, PurifyRecipe
+from robustmim.errors import RecipeError, suggest
 from robustmim.recipe import load_recipe, parse
 
 
@@ -23,10 +23,26 @@ class EvaluateOptions(JobOptions):
     """Architecture of someone else's checkpoint, such as resnet56; `robustmim list classifiers`."""
     purifier: str = "recommended-cifar10"
     """Purification recipe, by name or file; "none" measures the bare classifier."""
+    only: str | None = None
+    """Run only these attacks of the recipe, by name, separated by commas."""
     limit: int | None = None
     """Use only the first so many images."""
     fail_under: float = 0.0
     """Exit with 3 when the worst case at the largest budget is lower than this fraction."""
+
+
+def _chosen(recipe: EvaluateRecipe, names: str) -> tuple[AttackConfig, ...]:
+    """Return the attacks with these names.
+
+    Raises:
+        RecipeError: no such attack in the recipe; the message gives the nearest one.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    known = {attack.name: attack for attack in recipe.attacks}
+    for name in wanted:
+        if name not in known:
+            raise RecipeError(f"the recipe has no attack {name!r}. {suggest(name, known)}")
+    return tuple(attack for attack in recipe.attacks if attack.name in wanted)
 
 
 def main(arguments: list[str]) -> int:
@@ -35,6 +51,8 @@ def main(arguments: list[str]) -> int:
     if options.limit is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
     purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
+    if options.only is not None:
+        recipe = dataclasses.replace(recipe, attacks=_chosen(recipe, options.only))
     if not recipe.radii:
         raise RecipeError("an evaluation needs at least one budget in `radii`")
 
@@ -43,13 +61,14 @@ def main(arguments: list[str]) -> int:
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import Evaluator
+    from robustmim.evaluate.honesty import status
+    from robustmim.evaluate.run import Evaluator, cells, read_records
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
     from robustmim.report.page import write_report
-    from robustmim.runs import RunFolder, read_lines
-    from robustmim.train.distributed import choose_device
+    from robustmim.runs import RunFolder
+    from robustmim.train.distributed import choose_device, world
 
     device = choose_device(options.device)
     classifier = open_classifier(options.classifier, options.arch, device=device)
@@ -61,55 +80,69 @@ def main(arguments: list[str]) -> int:
     defence = f"{Path(options.classifier).stem}-{options.purifier if purify else 'bare'}"
     path = Path(options.out or f"runs/evaluate-{name}-{defence}")
     if options.dry_run:
-        import time
+        from robustmim.evaluate.cost import estimate
 
-        from robustmim.evaluate.accuracy import in_order
-
-        batch = next(iter(in_order(source, min(recipe.batch_size, 8), device)))
-        began = time.perf_counter()
-        evaluator.evaluate(batch)
-        seconds = (time.perf_counter() - began) / len(batch.ids) * len(source)
-        say(f"{len(source)} images; about {duration(seconds)} on {device}; nothing was written")
+        seconds, rows = estimate(evaluator, source, device)
+        for row in rows:
+            say(
+                f"  {row['attack']}: up to {row['forward']:.0f} + {row['backward']:.0f} passes, {duration(row['seconds'])}"
+            )
+        say(f"{len(source)} images; at most {duration(seconds)} on {device}, less as images fall; nothing was written")
         if options.json:
-            output({"images": len(source), "seconds": round(seconds), "device": str(device)})
+            output({"images": len(source), "seconds": round(seconds), "device": str(device), "attacks": rows})
         return 0
 
     asked = {key: getattr(options, key) for key in ("classifier", "arch", "purifier")}
-    folder = RunFolder(
-        path, recipe={"evaluate": recipe, "purify": purify, **asked}, kind="evaluate", harmless=("evaluate.batch_size",)
-    )
     stop = {"asked": False}
-    before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
-    progress = Progress(len(source), unit="images")
-    say(f"{path}: {len(source)} images of {source.name}; {describe(purify) if purify else 'no purifier'}")
-    try:
-        complete = evaluator.run(
-            source,
-            folder,
-            device=device,
-            max_seconds=float(options.max_time),
-            report=progress.update,
-            stop=lambda: stop["asked"],
+    with world(options.device) as here:
+        folder = RunFolder(
+            path,
+            recipe={"evaluate": recipe, "purify": purify, **asked},
+            kind="evaluate",
+            harmless=("evaluate.batch_size",),
+            leads=here.leads,
         )
-    except BaseException as error:
-        folder.update("failed", error=str(error) or type(error).__name__)
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-    records = read_lines(path / "records.jsonl")
-    if not complete:
-        folder.update("stopped")
-        say(f"stopped after {len(records)} images; to go on: robustmim {' '.join(sys.argv[1:])}")
-        return 130
-    named = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
-    content = conclude(evaluator, source, folder, classifier=named, purify=purify, device=device)
+        before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
+        table = cells(recipe, purified=purify is not None)
+        progress = Progress(len(source) * len(table) // here.size, unit="verdicts")
+        if here.leads:
+            named = describe(purify) if purify else "no purifier"
+            say(f"{path}: {len(source)} images of {source.name}, {len(recipe.attacks)} attacks; {named}")
+        try:
+            complete = evaluator.run(
+                source,
+                folder,
+                device=here.device,
+                world=here,
+                max_seconds=float(options.max_time),
+                report=progress.update if here.leads else lambda done, note: None,
+                stop=lambda: stop["asked"],
+            )
+        except BaseException as error:
+            folder.update("failed", error=str(error) or type(error).__name__)
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if not complete:
+            folder.update("stopped")
+            if here.leads:
+                done = sum(len(rows) for rows in read_records(path).values())
+                of = len(source) * len(table)
+                say(f"stopped after {done} of {of} verdicts; to go on: robustmim {' '.join(sys.argv[1:])}")
+            return 130
+        if not here.leads:
+            return 0
+        title = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
+        content = conclude(evaluator, source, folder, classifier=title, purify=purify, device=here.device)
     page = write_report(path)
     if options.json:
         output(content)
     show(content)
     say(f"report: {page}")
     worst = content["worst_case"]
-    return 3 if worst and worst["accuracy"] < options.fail_under else 0
+    if worst and worst["accuracy"] < options.fail_under:
+        return 3
+    return 4 if status(content["findings"]) == "red" else 0
 
 
 def show(content: dict) -> None:
@@ -118,19 +151,25 @@ def show(content: dict) -> None:
 
     from robustmim.cli.console import console, say
 
+    def percent(row: dict) -> tuple[str, str, str]:
+        return f"{row['accuracy']:.1%}", f"{row['low']:.1%} – {row['high']:.1%}", str(row["n"])
+
+    def rules(row: dict) -> str:
+        found = row.get("rules")
+        return f"{found['majority']:.0%} / {found['worst']:.0%}" if found else ""
+
+    random = any("rules" in row for row in content["cells"])
     table = Table(title=f"{content['classifier']} on {content['data']}, {content['norm']}, seed {content['seed']}")
-    for column, side in (
-        ("attack", "left"),
-        ("ε", "right"),
-        ("defence", "left"),
-        ("accuracy", "right"),
-        ("95 %", "right"),
-    ):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    table.add_column("n", justify="right")
+    heads = ["attack", "ε", "defence", "accuracy", "95 %", "n"] + (["majority / every draw"] if random else [])
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("attack", "defence") else "right")
     for row in content["cells"]:
-        interval = f"{row['low']:.1%} – {row['high']:.1%}"
-        table.add_row(row["attack"], row["radius"], row["defence"], f"{row['accuracy']:.1%}", interval, str(row["n"]))
+        table.add_row(row["attack"], row["radius"], row["defence"], *percent(row), *([rules(row)] if random else []))
+    for row in content["worst_cases"]:
+        defence = "purified" if content["purifier"] else "bare"
+        table.add_row(
+            "worst case", row["radius"], defence, *percent(row), *([rules(row)] if random else []), style="bold"
+        )
     console.print(table)
     for finding in content["findings"]:
-        say(f"{finding['level']}: {finding['sentence']}")
+        say(f"{finding['level']}: {finding['sentence']} ({finding['link']})")

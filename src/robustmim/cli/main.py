@@ -22,6 +22,7 @@ COMMANDS = {
     "pretrain": "train a masked model",
     "purify": "purify files or folders of images",
     "evaluate": "clean, gray-box and white-box accuracy of a classifier behind a purifier",
+    "corruptions": "accuracy of a classifier, bare and purified, under fog, noise, blur, …",
     "report": "the HTML page of a run",
 }
 

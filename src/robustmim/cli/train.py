@@ -12,14 +12,16 @@ def main(arguments: list[str]) -> int:
     recipe, options, name = parse("train", TrainRecipe, JobOptions, arguments)
 
     import torch
+    from torch import nn
 
     from robustmim.cli.training import open_loader, open_source, run_training
-    from robustmim.evaluate.accuracy import classifier_accuracy
+    from robustmim.evaluate.accuracy import attacked_accuracy, classifier_accuracy
+    from robustmim.geometry import Ball
     from robustmim.models.fast_cnn import InitialisedFromData
     from robustmim.models.zoo import copy_weights, saved_config
     from robustmim.registry import build
     from robustmim.train.distributed import world
-    from robustmim.train.objectives import Classification
+    from robustmim.train.objectives import AdversarialClassification, Classification
 
     with world(options.device) as here:
         source = open_source(recipe.data, here.device)
@@ -31,6 +33,16 @@ def main(arguments: list[str]) -> int:
         elif isinstance(model, InitialisedFromData):
             model.initialise_from(source.fetch(torch.arange(min(2000, len(source)))).cpu().float() / 255)
         model.to(here.device)
+        adversarial = recipe.adversarial
+
+        def evaluate(trained: nn.Module) -> dict[str, float]:
+            found = {"accuracy": classifier_accuracy(trained, validation, device=here.device)}
+            if adversarial is not None:
+                ball = Ball(norm=adversarial.norm, eps=adversarial.radius)
+                limit = adversarial.validation_images
+                found["robust_accuracy"] = attacked_accuracy(trained, validation, ball, limit=limit, device=here.device)
+            return found
+
         return run_training(
             kind="train",
             name=name,
@@ -38,8 +50,10 @@ def main(arguments: list[str]) -> int:
             options=options,
             here=here,
             model=model,
-            objective=Classification(recipe.label_smoothing),
+            objective=AdversarialClassification(adversarial, recipe.label_smoothing)
+            if adversarial is not None
+            else Classification(recipe.label_smoothing),
             batches=open_loader(recipe.data, recipe.run, here, source),
-            evaluate=lambda trained: {"accuracy": classifier_accuracy(trained, validation, device=here.device)},
+            evaluate=evaluate,
             saved_config=saved_config("classifier", recipe.model, classes=source.classes),
         )

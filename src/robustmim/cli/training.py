@@ -14,6 +14,7 @@ from robustmim.cli.arguments import JobOptions
 from robustmim.cli.console import Progress, duration, output, say
 from robustmim.config import DataConfig, RunConfig
 from robustmim.data import sources
+from robustmim.data.corruptions import Corrupted
 from robustmim.data.loader import Batch, Batches, Loader, Mixture
 from robustmim.data.sources import Source
 from robustmim.models.masked import parameter_count
@@ -42,7 +43,9 @@ def open_source(config: DataConfig, device: torch.device) -> Source:
     )
     if isinstance(source, sources.FolderSource) and 3 * source.size**2 * len(source) <= RESIDENT_BYTES:
         source = source.resident()
-    return source.to(device) if isinstance(source, sources.ResidentSource) else source
+    if isinstance(source, sources.ResidentSource):
+        source = source.to(device)
+    return Corrupted(source, config.corruption, config.severity) if config.corruption else source
 
 
 def open_loader(config: DataConfig, run: RunConfig, here: World, source: Source) -> Loader:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
+from robustmim.descent import projected_descent
+from robustmim.geometry import Ball
 from robustmim.models.masked import MaskedModel
 from robustmim.models.masking import random_mask
 from robustmim.rng import keys
@@ -29,6 +32,29 @@ def classifier_accuracy(model: nn.Module, source: Source, *, device: torch.devic
         int((model(batch.images).argmax(1) == batch.labels).sum()) for batch in in_order(source, batch_size, device)
     )
     return right / len(source)
+
+
+def attacked_accuracy(
+    model: nn.Module, source: Source, ball: Ball, *, limit: int, device: torch.device, steps: int = 10
+) -> float:
+    """Return the accuracy of the first `limit` images under PGD: a quick look during training, not an evaluation."""
+    right = total = 0
+    for batch in in_order(source, 128, device):
+        images, labels = batch.images[: limit - total], batch.labels[: limit - total]
+        attacked = projected_descent(
+            lambda x, step, labels=labels: F.cross_entropy(model(x), labels, reduction="none"),  # type: ignore[misc]
+            images,
+            ball,
+            steps=steps,
+            step_size=lambda step: 2.5 / steps * ball.eps,
+            maximise=True,
+        ).last
+        with torch.no_grad():
+            right += int((model(attacked).argmax(1) == labels).sum())
+        total += len(images)
+        if total >= limit:
+            break
+    return right / total
 
 
 @torch.no_grad()

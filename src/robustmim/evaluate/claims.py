@@ -1,4 +1,4 @@
-"""What a run's records say: accuracies with intervals, what must be said with them, and pictures for the report."""
+"""What a run's records say: accuracies with intervals under three rules, the worst case, costs, pictures for the report."""
 
 from __future__ import annotations
 
@@ -9,75 +9,180 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from robustmim.config import AttackConfig, EvaluateRecipe, PurifyRecipe
+from robustmim.config import AttackConfig, EvaluateRecipe, GradientConfig, PurifyRecipe
+from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
-from robustmim.evaluate.run import Cell, Evaluator, cells
+from robustmim.evaluate.honesty import active_checks, findings
+from robustmim.evaluate.run import NO_ATTACK, Cell, Evaluator, cells, radii_of, read_records
 from robustmim.evaluate.statistics import wilson_interval
+from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.load import describe
 from robustmim.purify.trace import Trace
-from robustmim.radius import radius_text
+from robustmim.radius import Radius, radius_text
 from robustmim.rng import keys
 from robustmim.runs import RunFolder, atomic, environment, read_lines, write_json
 
 EXAMPLES = 8
 TRACED = 16
 
-
-def tally(records: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """Count one cell: n, correct, accuracy and its 95 % Wilson interval."""
-    judged = [record for record in records if key in record["predicted"]]
-    correct = sum(record["predicted"][key] == record["label"] for record in judged)
-    return _share(correct, len(judged))
+Records = dict[tuple[str, str, str], dict[int, dict[str, Any]]]
+"""Records by cell, then by id."""
 
 
-def _share(correct: int, n: int) -> dict[str, Any]:
+def proportion(values: list[float]) -> dict[str, Any]:
+    """Average per-sample values in [0, 1]: n, correct (their sum), accuracy and a 95 % Wilson interval."""
+    correct, n = sum(values), len(values)
     low, high = wilson_interval(correct, n)
     accuracy = correct / n if n else 0.0
-    return {"n": n, "correct": correct, "accuracy": round(accuracy, 4), "low": round(low, 4), "high": round(high, 4)}
+    whole = round(correct) if abs(correct - round(correct)) < 1e-9 else round(correct, 2)
+    return {"n": n, "correct": whole, "accuracy": round(accuracy, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def worst_case(records: list[dict[str, Any]], radius: float) -> dict[str, Any]:
-    """Count samples that withstand every attack at a budget, among those that faced them all."""
-    names = [Cell(attack, radius, "purified").key for attack in ("gray-box", "white-box")]
-    names = [name for name in names if any(name in record["predicted"] for record in records)]
-    names = names or [Cell("gray-box", radius, "bare").key]
-    judged = [record for record in records if all(name in record["predicted"] for name in names)]
-    correct = sum(all(record["predicted"][name] == record["label"] for name in names) for record in judged)
-    return {"radius": radius_text(radius)} | _share(correct, len(judged))
+def tally(records: Records, cell: Cell) -> dict[str, Any]:
+    """Count one cell over the samples that faced it; "rules" holds its accuracy under each rule where there are draws."""
+    faced = [row for row in records.get(cell.key, {}).values() if not row.get("skipped")]
+    found = proportion([share(row) for row in faced])
+    if any(row["draws"] > 1 for row in faced):
+        found["rules"] = {
+            "mean": found["accuracy"],
+            "majority": proportion([float(not broken(row)) for row in faced])["accuracy"],
+            "worst": proportion([float(withstands_every_draw(row)) for row in faced])["accuracy"],
+            "draws": faced[0]["draws"] * (2 if "again" in faced[0] else 1),
+        }
+    failed = sum(bool(row.get("failed")) for row in faced)
+    if failed:
+        found["failed"] = failed
+    return found
 
 
-def describe_attack(config: AttackConfig, *, through: bool) -> str:
+def faced_by_sample(records: Records, chosen: list[Cell]) -> dict[int, list[dict[str, Any]]]:
+    """Group the records of some cells by sample, in the order of the cells."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for cell in chosen:
+        for number, row in records.get(cell.key, {}).items():
+            found.setdefault(number, []).append(row)
+    return found
+
+
+def worst_case(records: Records, recipe: EvaluateRecipe, radius: float, *, purified: bool) -> dict[str, Any]:
+    """Combine all attacks on fresh draws at one budget: what withstands the worst of them, sample by sample.
+
+    Only samples that every attack was meant for are counted: an attack limited to the first images limits the rest.
+    """
+    defence = "purified" if purified else "bare"
+    attacks = [a for a in recipe.attacks if a.randomness == "fresh" and radius in radii_of(a, recipe)]
+    chosen = [Cell(attack.name, radius, defence) for attack in attacks]  # type: ignore[arg-type]
+    limits = [attack.images for attack in attacks if attack.images is not None]
+    samples = faced_by_sample(records, chosen)
+    judged = {
+        number: rows
+        for number, rows in list(samples.items())[: min(limits) if limits else None]
+        if any(not row.get("skipped") for row in rows)
+    }
+    worst = {number: worst_of(rows) for number, rows in judged.items()}
+    found = {"radius": radius_text(radius)} | proportion([one.share for one in worst.values()])
+    found["rules"] = {
+        "mean": found["accuracy"],
+        "majority": proportion([float(one.standing) for one in worst.values()])["accuracy"],
+        "worst": proportion([float(one.every_draw) for one in worst.values()])["accuracy"],
+    }
+    alone: dict[str, int] = {attack.name: 0 for attack in attacks}
+    for rows in judged.values():
+        breakers = [row["attack"] for row in rows if not row.get("skipped") and broken(row)]
+        if len(breakers) == 1:
+            alone[breakers[0]] += 1
+    found["only_broken_by"] = alone
+    return found
+
+
+def describe_gradient(config: GradientConfig) -> str:
+    """Say in a few words what passes for the purifier's gradient."""
+    if config.mode == "identity":
+        return "identity (BPDA)"
+    text: str = config.mode
+    if config.mode in ("tanh", "rational"):
+        text += f" τ {config.temperature:g}"
+        if config.final_temperature is not None:
+            text += f" → {config.final_temperature:g}"
+    text += f", {config.clip} clips"
+    if config.mode != "exact":
+        text += f", {config.product}"
+    if config.last is not None:
+        text += f", last {config.last} steps"
+    if config.forward == "smooth":
+        text += ", smooth forward pass"
+    if config.ball_scale != 1:
+        text += f", η × {config.ball_scale:g}"
+    if config.steps is not None:
+        text += f", S {config.steps}"
+    return text
+
+
+def describe_attack(config: AttackConfig, *, purified: bool, randomised: bool) -> str:
     """Say in a line how an attack works."""
-    start = "random start" if config.random_start else "no random start"
-    text = f"PGD-{config.steps}, step {config.step_size:g} ε, {start}"
-    if through:
-        return (
-            f"{text}, EOT {config.eot}, through the purifier with identity gradient (BPDA); verdict on fresh draws. "
-            "An upper bound on robustness: stronger attacks exist"
-        )
-    return f"{text}, on the bare classifier; the attacker does not know of the purifier"
+    options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in config.options.items())
+    text = config.attack + (f" ({options})" if options else "")
+    if not purified:
+        return text
+    if config.against == "classifier":
+        return f"{text}, on the bare classifier; the attacker does not know of the purifier"
+    text += f", through the purifier, gradient {describe_gradient(config.gradient)}"
+    if randomised:
+        drawn = {
+            "fresh": f"EOT {config.eot}"
+            + (" on logits" if config.average == "logits" else "")
+            + ", verdict on fresh draws",
+            "known": "the attacker knows the draws of the verdict",
+            "fixed": "one draw for all, which the attacker knows",
+        }
+        text += f", {drawn[config.randomness]}"
+    return text
+
+
+def _costs(folder: Path) -> dict[tuple[str, str], dict[str, float]]:
+    total: dict[tuple[str, str], dict[str, float]] = {}
+    for row in read_lines(folder / "costs.jsonl"):
+        own = total.setdefault((row["attack"], row["radius"]), {})
+        for name in ("images", "forward", "backward", "seconds"):
+            own[name] = own.get(name, 0) + row[name]
+    return total
 
 
 def claim(
-    records: list[dict[str, Any]],
+    records: Records,
     evaluator: Evaluator,
     *,
     classifier: str,
     purifier: str | None,
     classes: tuple[str, ...],
+    folder: Path,
+    checks: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Sum up the records: every accuracy with its interval, and what must be said with it."""
-    recipe = evaluator.recipe
-    table = [
-        {"attack": cell.attack, "radius": radius_text(cell.radius), "defence": cell.defence} | tally(records, cell.key)
-        for cell in cells(recipe, purified=purifier is not None)
-    ]
-    worst = [worst_case(records, radius) for radius in recipe.radii]
+    recipe, purified = evaluator.recipe, purifier is not None
+    costs = _costs(folder)
+    table = []
+    for cell in cells(recipe, purified=purified):
+        row: dict[str, Any] = {"attack": cell.attack, "radius": radius_text(cell.radius), "defence": cell.defence}
+        row |= tally(records, cell)
+        spent = costs.get((cell.attack, radius_text(cell.radius)))
+        if spent and spent["images"]:
+            row["cost"] = {
+                "forward": round(spent["forward"] / spent["images"], 1),
+                "backward": round(spent["backward"] / spent["images"], 1),
+                "seconds": round(spent["seconds"] / spent["images"], 3),
+            }
+        if row["n"]:
+            table.append(row)
+    worst = (
+        [worst_case(records, recipe, radius, purified=purified) for radius in recipe.radii] if recipe.attacks else []
+    )
+    worst = [row for row in worst if row["n"]]
     times = {what: evaluator.seconds[what] / n * 1000 for what, n in evaluator.images.items() if n}
-    middle = recipe.radii[len(recipe.radii) // 2] if recipe.radii else 0.0
-    return {
+    middle = recipe.radii[len(recipe.radii) // 2] if recipe.radii else Radius(0.0)
+    content = {
         "classifier": classifier,
         "purifier": purifier,
         "data": f"{recipe.data.name} {recipe.data.split}"
@@ -85,73 +190,72 @@ def claim(
         + (f", after the first {recipe.data.skip}" if recipe.data.skip else ""),
         "norm": recipe.norm,
         "seed": recipe.seed,
-        "images": len(records),
-        "cells": [row for row in table if row["n"]],
+        "images": len(records.get((NO_ATTACK, "0", "bare"), {})),
+        "draws": recipe.draws if evaluator.randomised else 1,
+        "cells": table,
         "worst_case": worst[-1] if worst else None,
         "worst_cases": worst,
-        "protocol": {"gray-box": describe_attack(recipe.gray_box, through=False)}
-        | ({"white-box": describe_attack(recipe.white_box, through=True)} if purifier else {}),
-        "findings": findings(records, recipe, purified=purifier is not None),
+        "protocol": {
+            attack.name: describe_attack(attack, purified=purified, randomised=evaluator.randomised)
+            for attack in recipe.attacks
+        },
+        "attacks": {
+            attack.name: {
+                "against": attack.against,
+                "randomness": attack.randomness,
+                "gradient": describe_gradient(attack.gradient),
+            }
+            for attack in recipe.attacks
+        },
         "milliseconds_per_image": {what: round(value, 3) for what, value in times.items()},
-        "per_class": _per_class(records, middle, classes) if len(classes) <= 20 else None,
+        "per_class": _per_class(records, recipe, middle, classes, purified=purified) if len(classes) <= 20 else None,
         "environment": environment(),
     }
+    content["findings"] = findings(content, records, evaluator, checks)
+    return content
 
 
-def _per_class(records: list[dict[str, Any]], radius: float, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    names = {
-        "clean": Cell("none", 0.0, "bare").key,
-        "attacked_bare": Cell("gray-box", radius, "bare").key,
-        "attacked_purified": Cell("gray-box", radius, "purified").key,
+def gray_box_of(recipe: EvaluateRecipe) -> AttackConfig | None:
+    """Return the first attack made on the bare classifier: the one that pictures and classes are shown for."""
+    return next((attack for attack in recipe.attacks if attack.against == "classifier"), None)
+
+
+def _per_class(
+    records: Records, recipe: EvaluateRecipe, radius: Radius, classes: tuple[str, ...], *, purified: bool
+) -> list[dict[str, Any]] | None:
+    shown = gray_box_of(recipe) or next(iter(recipe.attacks), None)
+    if shown is None or radius not in radii_of(shown, recipe):
+        return None
+    named = {
+        "clean": Cell(NO_ATTACK, 0.0, "bare"),
+        "attacked_bare": Cell(shown.name, radius, "bare"),
+        "attacked_purified": Cell(shown.name, radius, "purified"),
     }
     rows = []
     for number, name in enumerate(classes):
-        own = [record for record in records if record["label"] == number]
-        if own:
-            rows.append({"class": name} | {what: tally(own, key)["accuracy"] for what, key in names.items()})
+        row: dict[str, Any] = {"class": name}
+        for what, cell in named.items():
+            own = [r for r in records.get(cell.key, {}).values() if r["label"] == number and not r.get("skipped")]
+            row[what] = proportion([share(record) for record in own])["accuracy"]
+        if any(record["label"] == number for record in records[named["clean"].key].values()):
+            rows.append(row)
     return rows
-
-
-def findings(records: list[dict[str, Any]], recipe: EvaluateRecipe, *, purified: bool) -> list[dict[str, str]]:
-    """Say what a reader must know before quoting a number."""
-    found = []
-
-    def add(level: str, sentence: str) -> None:
-        found.append({"level": level, "sentence": sentence})
-
-    if purified:
-        add(
-            "amber",
-            "The white-box attack uses the identity gradient only; for this purifier that is the weakest attack that knows "
-            "it. Read its accuracy as an upper bound.",
-        )
-    for radius in recipe.radii:
-        gray = tally(records, Cell("gray-box", radius, "purified").key)
-        white = tally(records, Cell("white-box", radius, "purified").key)
-        if purified and white["n"] and white["low"] > gray["high"]:
-            add(
-                "red",
-                f"At {radius_text(radius)} the attack through the purifier is weaker than the one that ignores it: it does "
-                "not work, and its accuracy means nothing.",
-            )
-        bare = tally(records, Cell("gray-box", radius, "bare").key)
-        if purified and bare["n"] and gray["high"] < bare["low"]:
-            add("red", f"At {radius_text(radius)} purification makes the attacked images worse.")
-    if len(records) < 500:
-        add("amber", f"{len(records)} images: differences of a few points are within the intervals.")
-    return found
 
 
 def save_examples(evaluator: Evaluator, source: Source, folder: Path, *, device: torch.device) -> dict[str, Any]:
     """Write pictures of the first samples (examples.safetensors) and return the traces of some more, for the report.
 
-    The gray-box attack at the middle budget; without a purifier the pictures show the attack alone.
+    The first attack on the bare classifier (else the first of all) at the middle budget; without a purifier the pictures
+    show the attack alone.
     """
     recipe = evaluator.recipe
-    radius = recipe.radii[len(recipe.radii) // 2]
-    batch = next(iter(in_order(source, TRACED, device)))
+    shown = gray_box_of(recipe) or recipe.attacks[0]
+    radii = radii_of(shown, recipe)
+    radius = radii[len(radii) // 2]
+    full = next(iter(in_order(source, TRACED if shown.against == "classifier" else EXAMPLES, device)))
+    batch = Batch(full.images, full.labels, full.ids)
     drawn = keys(recipe.seed, "verdict", batch.ids)
-    attacked = evaluator.attack("gray-box", batch, radius)
+    attacked, _, _ = evaluator.attacked(shown, batch, radius)
     pictures = {"clean": batch.images, "attacked": attacked}
     traces: dict[str, Any] = {}
     purifier = evaluator.purifier
@@ -159,13 +263,15 @@ def save_examples(evaluator: Evaluator, source: Source, folder: Path, *, device:
         model = purifier.model if isinstance(purifier, AMRMPure) else None
         for name, x, result in (("clean", batch.images, "purified_clean"), ("attacked", attacked, "purified")):
             trace = Trace(model, reference=batch.images, keys=drawn)
-            own = drawn.fold("none") if name == "clean" else drawn.fold("gray-box", radius_text(radius))
-            pictures[result] = purifier(x, keys=own, callback=trace)
-            curves = trace.mean()
-            traces[name] = {"amv": None} | curves
+            own = drawn.fold(
+                NO_ATTACK if name == "clean" else shown.name, "0" if name == "clean" else radius_text(radius)
+            )
+            pictures[result] = purifier(x, keys=own.fold(0, 0), callback=trace)
+            traces[name] = {"amv": None} | trace.mean()
     tensors = {name: x[:EXAMPLES].cpu().contiguous() for name, x in pictures.items()}
     tensors |= {
-        f"predicted_{name}": evaluator.classify(x)[:EXAMPLES].cpu().contiguous() for name, x in pictures.items()
+        f"predicted_{name}": evaluator.classify(x).argmax(1)[:EXAMPLES].cpu().contiguous()
+        for name, x in pictures.items()
     }
     tensors["label"] = batch.labels[:EXAMPLES].cpu().contiguous()
     with atomic(folder / "examples.safetensors") as part:
@@ -182,15 +288,19 @@ def conclude(
     purify: PurifyRecipe | None,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Write claim.json and examples.safetensors of a complete evaluation; return the claim."""
+    """Run the active checks, write claim.json and examples.safetensors of a complete evaluation; return the claim."""
+    checks = active_checks(evaluator, source, folder, device=device)
     content = claim(
-        read_lines(folder.path / "records.jsonl"),
+        read_records(folder.path),
         evaluator,
         classifier=classifier,
         purifier=describe(purify) if purify else None,
         classes=source.classes,
+        folder=folder.path,
+        checks=checks,
     )
-    content["trace"] = save_examples(evaluator, source, folder.path, device=device)
+    if evaluator.recipe.attacks:
+        content["trace"] = save_examples(evaluator, source, folder.path, device=device)
     write_json(folder.path / "claim.json", content)
     folder.update("finished")
     return content

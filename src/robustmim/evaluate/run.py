@@ -1,8 +1,7 @@
-"""Measure a classifier behind a purifier: clean, gray box, white box; one record per sample, resumable at any moment.
+"""Measure a classifier behind a purifier: every attack of a recipe, one record per sample and cell, resumable at any moment.
 
-Gray box: the attack is made on the bare classifier and then purified; the attacker does not know of the purifier.
-White box: the attack passes the purifier with the identity as its gradient and averages over its draws (EOT); the verdict
-is taken on draws the attack has not seen.
+An attack `against: classifier` is made on the bare classifier and meets the purifier only afterwards (gray box, transfer); an
+attack `against: defence` goes through the purifier (white box). Verdicts are taken on draws that no attack has seen.
 """
 
 from __future__ import annotations
@@ -10,59 +9,100 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustmim.attacks.pgd import PGD
-from robustmim.config import EvaluateRecipe
+from robustmim.attacks.objectives import Logits, cross_entropy
+from robustmim.attacks.target import Attack, Cost, Target
+from robustmim.config import AttackConfig, EvaluateRecipe
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
+from robustmim.errors import RecipeError
 from robustmim.evaluate.accuracy import in_order
+from robustmim.evaluate.verdict import Judged, broken, judge
 from robustmim.geometry import Ball
 from robustmim.models.masked import freeze
 from robustmim.purify.defended import Defended
-from robustmim.purify.trace import Trace
 from robustmim.purify.traits import Purifier
 from robustmim.radius import Radius, radius_text
+from robustmim.registry import build
 from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder, append_line, atomic, read_lines
+from robustmim.train.distributed import World
 from robustmim.types import Images
 
-Attack = Literal["none", "gray-box", "white-box"]
 Defence = Literal["bare", "purified"]
+NO_ATTACK = "none"
 
 
 @dataclass(frozen=True)
 class Cell:
     """One cell of the table: an attack at a budget against a defence."""
 
-    attack: Attack
+    attack: str
     radius: float
     defence: Defence
 
     @property
-    def key(self) -> str:
-        """The cell's name in the records: "gray-box 8/255 purified"."""
-        return f"{self.attack} {radius_text(self.radius)} {self.defence}"
+    def key(self) -> tuple[str, str, str]:
+        """What the cell is called in the records: attack, budget as text, defence."""
+        return self.attack, radius_text(self.radius), self.defence
 
 
-def _white_box_radii(recipe: EvaluateRecipe) -> tuple[Radius, ...]:
-    return recipe.radii if recipe.white_box_radii is None else recipe.white_box_radii
+def cell_of(record: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the key of the cell that a record belongs to."""
+    return record["attack"], record["radius"], record["defence"]
+
+
+def radii_of(attack: AttackConfig, recipe: EvaluateRecipe) -> tuple[Radius, ...]:
+    """Return the budgets that an attack is run at."""
+    return recipe.radii if attack.radii is None else attack.radii
+
+
+def defences_of(attack: AttackConfig, *, purified: bool) -> tuple[Defence, ...]:
+    """Return what an attack's images are judged on: those made on the bare classifier meet both."""
+    if not purified:
+        return ("bare",)
+    return ("bare", "purified") if attack.against == "classifier" else ("purified",)
 
 
 def cells(recipe: EvaluateRecipe, *, purified: bool) -> list[Cell]:
-    """List the cells that a recipe asks for."""
-    table = [Cell("none", 0.0, "bare")] + [Cell("gray-box", radius, "bare") for radius in recipe.radii]
-    if purified:
-        table += [Cell("none", 0.0, "purified")]
-        table += [Cell("gray-box", radius, "purified") for radius in recipe.radii]
-        table += [Cell("white-box", radius, "purified") for radius in _white_box_radii(recipe)]
+    """List the cells that a recipe asks for, in the order they are computed."""
+    table = [Cell(NO_ATTACK, 0.0, "bare")] + ([Cell(NO_ATTACK, 0.0, "purified")] if purified else [])
+    for radius in recipe.radii:
+        for attack in recipe.attacks:
+            if radius in radii_of(attack, recipe):
+                table += [Cell(attack.name, radius, defence) for defence in defences_of(attack, purified=purified)]
     return table
+
+
+def check_recipe(recipe: EvaluateRecipe) -> None:
+    """Refuse a recipe that cannot be run as it stands.
+
+    Raises:
+        RecipeError: names that repeat, budgets nobody asked for, or draws that contradict the randomness.
+    """
+    names = [attack.name for attack in recipe.attacks]
+    for name in names:
+        if names.count(name) > 1 or name == NO_ATTACK:
+            raise RecipeError(f"two attacks of an evaluation are called {name!r}; names must differ, and not be 'none'")
+    if recipe.draws < 1:
+        raise RecipeError(f"a verdict takes at least one draw, not {recipe.draws}")
+    for attack in recipe.attacks:
+        if attack.eot < 1:
+            raise RecipeError(f"attack {attack.name!r}: eot is at least 1, not {attack.eot}")
+        if attack.randomness != "fresh" and attack.eot > 1:
+            raise RecipeError(f"attack {attack.name!r} knows the draw; there is nothing to average over: set eot to 1")
+        if attack.randomness != "fresh" and attack.against == "classifier":
+            raise RecipeError(f"attack {attack.name!r} is on the bare classifier, which has no draws to know")
+        for radius in attack.radii or ():
+            if radius not in recipe.radii:
+                raise RecipeError(f"attack {attack.name!r} asks for {radius}, which is not among the recipe's radii")
 
 
 class Evaluator:
@@ -72,27 +112,44 @@ class Evaluator:
         classifier: logits from [0, 1] images; frozen.
         purifier: or None, to measure the bare classifier.
         recipe: budgets and attacks.
+
+    Raises:
+        RecipeError: an attack, option or norm that does not exist, or a recipe that contradicts itself.
     """
 
     def __init__(self, classifier: nn.Module, purifier: Purifier | None, recipe: EvaluateRecipe) -> None:
+        check_recipe(recipe)
         self.classifier, self.purifier, self.recipe = freeze(classifier), purifier, recipe
-        self._defended = Defended(purifier, classifier) if purifier else None
+        self.attacks: dict[str, Attack] = {}
+        for attack in recipe.attacks:
+            built = build("attack", attack.attack, **attack.options)
+            if recipe.norm not in built.norms:
+                known = " or ".join(built.norms)
+                raise RecipeError(f"attack {attack.name!r} ({attack.attack}) works in {known}, not in {recipe.norm}")
+            if purifier is not None and attack.against == "defence":
+                Defended(purifier, classifier, gradient=attack.gradient)  # refuses a gradient there is not
+            self.attacks[attack.name] = built
         self.seconds = {"classify": 0.0, "purify": 0.0}
         self.images = {"classify": 0, "purify": 0}
 
-    @torch.no_grad()
-    def classify(self, x: Images) -> Tensor:
-        """Return the predicted classes."""
-        began = time.perf_counter()
-        predicted = self.classifier(x).argmax(1)
-        self._count("classify", began, len(x))
-        return predicted
+    @property
+    def randomised(self) -> bool:
+        """Whether the defence's answers depend on draws."""
+        return self.purifier is not None and self.purifier.traits.randomised
 
-    def purify(self, x: Images, drawn: Keys, *, trace: Trace | None = None) -> Images:
+    @torch.no_grad()
+    def classify(self, x: Images) -> Logits:
+        """Return the bare classifier's logits; the time is kept for the report."""
+        began = time.perf_counter()
+        logits = self.classifier(x)
+        self._count("classify", began, len(x))
+        return logits
+
+    def purify(self, x: Images, drawn: Keys) -> Images:
         """Purify; the time is kept for the report."""
         assert self.purifier is not None
         began = time.perf_counter()
-        purified = self.purifier(x, keys=drawn, callback=trace)
+        purified = self.purifier(x, keys=drawn)
         self._count("purify", began, len(x))
         return purified
 
@@ -100,58 +157,155 @@ class Evaluator:
         self.seconds[what] += time.perf_counter() - began
         self.images[what] += images
 
-    def attack(self, kind: Attack, batch: Batch, radius: float) -> Images:
-        """Return the adversarial images of an attack."""
-        recipe = self.recipe
-        ball = Ball(norm=recipe.norm, eps=radius)
-        drawn = keys(recipe.seed, f"attack {kind} {radius_text(radius)}", batch.ids)
-        if kind == "gray-box":
-            return PGD(recipe.gray_box)(lambda x, _: self.classifier(x), batch.images, batch.labels, ball, keys=drawn)
-        assert self._defended is not None
-        return PGD(recipe.white_box)(self._defended, batch.images, batch.labels, ball, keys=drawn)
+    def known_keys(self, attack: AttackConfig, batch: Batch) -> Keys | None:
+        """Return the defence's draws where the attacker knows them."""
+        if attack.randomness == "known":
+            return keys(self.recipe.seed, "known", batch.ids)
+        if attack.randomness == "fixed":
+            return keys(self.recipe.seed, "fixed", torch.zeros_like(batch.ids))
+        return None
 
-    def evaluate(self, batch: Batch, *, first: int = 0) -> list[dict[str, Any]]:
-        """Return one record per sample: id, label and the predicted class in each cell.
+    def target(self, attack: AttackConfig, batch: Batch, radius: float) -> Target:
+        """Return what an attack sees of the defence, with the attacker's own draws."""
+        drawn = keys(self.recipe.seed, f"attack {attack.name} {radius_text(radius)}", batch.ids)
+        if self.purifier is None or attack.against == "classifier":
+            alone = self.purifier is None
+            return Target(scores=lambda x, keys, progress: self.classifier(x), keys=drawn, drop=alone)
+        return Target(
+            scores=Defended(self.purifier, self.classifier, gradient=attack.gradient),
+            keys=drawn,
+            draws=attack.eot,
+            average=attack.average,
+            randomised=self.randomised,
+            known=self.known_keys(attack, batch),
+            chunk=1 if batch.images.device.type == "cpu" else None,
+        )
+
+    def attacked(
+        self, attack: AttackConfig, batch: Batch, radius: float
+    ) -> tuple[Images, dict[str, list[float]], Cost]:
+        """Return adversarial images, what is to be known of how they came about, and what they cost.
+
+        The second holds, per sample: "loss", cross-entropy of the attacker's objective before and after; "zero_gradient",
+        the share of the gradient's elements at the clean image that are exactly zero; "failed", 1 if the attack left
+        something that is no image in the ball, for which the clean image stands.
+        """
+        ball = Ball(norm=self.recipe.norm, eps=radius)
+        target = self.target(attack, batch, radius)
+        x, y = batch.images, batch.labels
+        about: dict[str, list[float]] = {}
+        began = time.perf_counter()
+        found = self.attacks[attack.name](target, x, y, ball).detach()
+        cost = Cost(target.cost.forward, target.cost.backward, time.perf_counter() - began)
+        inside = found.isfinite().flatten(1).all(1)
+        inside &= ball.distance(found.nan_to_num(), x) <= radius * (1 + 1e-4) + 1e-6
+        inside &= ((found >= 0) & (found <= 1)).flatten(1).all(1)
+        about["failed"] = (~inside).float().tolist()
+        found = torch.where(inside.view(-1, 1, 1, 1), found, x)
+        probe = Target(**(vars(target) | {"cost": Cost(), "keys": target.keys.fold("about")}))
+        if not self.attacks[attack.name].black_box:
+            before = probe.gradient(x, y, cross_entropy, 0)
+            about["zero_gradient"] = (before.ascent == 0).float().mean((1, 2, 3)).tolist()
+        else:
+            before = probe.value(x, y, cross_entropy, 0)
+        after = probe.value(found, y, cross_entropy, 0, progress=1.0)
+        about["loss_before"], about["loss_after"] = before.value.tolist(), after.value.tolist()
+        return found, about, cost
+
+    def _answer(self, defence: Defence) -> Callable[[Images, Keys], Logits]:
+        if defence == "bare":
+            return lambda x, drawn: self.classify(x)
+        return lambda x, drawn: self.classify(self.purify(x, drawn))
+
+    def judge(self, batch: Batch, x: Images, cell: Cell, known: Keys | None) -> Judged:
+        """Judge images on the fresh draws of a cell, or on the known ones."""
+        # A purpose of its own, so that no attack has seen the verdict's draws.
+        verdict = keys(self.recipe.seed, "verdict", batch.ids).fold(cell.attack, radius_text(cell.radius))
+        random = cell.defence == "purified" and self.randomised and known is None
+        return judge(
+            self._answer(cell.defence),
+            x,
+            batch.labels,
+            verdict if known is None else known,
+            draws=self.recipe.draws if random else 1,
+            known=known is not None,
+        )
+
+    def evaluate(
+        self, batch: Batch, *, first: int = 0, done: dict[tuple[str, str, str], dict[int, dict[str, Any]]] | None = None
+    ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any] | None]]:
+        """Yield, cell after cell, one record per sample; and what the attack cost, if there was one.
 
         Args:
             batch: samples in the order of the data set.
-            first: place of the batch's first sample in it; only so many are attacked through the purifier.
+            first: place of the batch's first sample in it.
+            done: records of cells that are complete for this batch, by cell and id; they are not computed again.
         """
-        recipe = self.recipe
-        # The verdict's draws: a purpose of its own, so that no attack has seen them.
-        verdict = keys(recipe.seed, "verdict", batch.ids)
-        found: dict[str, Tensor] = {Cell("none", 0.0, "bare").key: self.classify(batch.images)}
-        if self.purifier:
-            clean = self.purify(batch.images, verdict.fold("none"))
-            found[Cell("none", 0.0, "purified").key] = self.classify(clean)
+        done = {} if done is None else done
+        recipe, purified = self.recipe, self.purifier is not None
+        for cell in cells(recipe, purified=purified)[: 2 if purified else 1]:
+            if cell.key not in done:
+                yield self._records(batch, cell, self.judge(batch, batch.images, cell, None)), None
         for radius in recipe.radii:
-            attacked = self.attack("gray-box", batch, radius)
-            found[Cell("gray-box", radius, "bare").key] = self.classify(attacked)
-            if not self.purifier:
-                continue
-            purified = self.purify(attacked, verdict.fold("gray-box", radius_text(radius)))
-            found[Cell("gray-box", radius, "purified").key] = self.classify(purified)
-            if radius not in _white_box_radii(recipe):
-                continue
-            few = recipe.white_box_images
-            chosen = torch.ones_like(batch.ids, dtype=torch.bool)
-            if few is not None:
-                chosen = torch.arange(len(batch.ids), device=batch.ids.device) < max(0, few - first)
-            if chosen.any():
-                part = Batch(batch.images[chosen], batch.labels[chosen], batch.ids[chosen])
-                attacked = self.attack("white-box", part, radius)
-                purified = self.purify(attacked, verdict[chosen].fold("white-box", radius_text(radius)))
-                predicted = torch.full_like(batch.labels, -1)
-                predicted[chosen] = self.classify(purified)
-                found[Cell("white-box", radius, "purified").key] = predicted
-        return [
-            {
-                "id": int(batch.ids[i]),
-                "label": int(batch.labels[i]),
-                "predicted": {key: int(value[i]) for key, value in found.items() if int(value[i]) >= 0},
-            }
-            for i in range(len(batch.ids))
-        ]
+            fallen: dict[int, str] = {}
+            for attack in recipe.attacks:
+                if radius not in radii_of(attack, recipe):
+                    continue
+                own = [Cell(attack.name, radius, defence) for defence in defences_of(attack, purified=purified)]
+                if not all(cell.key in done for cell in own):
+                    # What falls to fresh draws says nothing of the columns in which the attacker knows the draws.
+                    spared = fallen if attack.randomness == "fresh" else {}
+                    for records, cost in self._face(attack, batch, radius, own, first, spared):
+                        done[cell_of(records[0])] = {record["id"]: record for record in records}
+                        yield records, cost
+                if recipe.cascade and attack.randomness == "fresh":
+                    for number, record in done[own[-1].key].items():
+                        if not record.get("skipped") and broken(record):
+                            fallen.setdefault(number, attack.name)
+
+    def _face(
+        self, attack: AttackConfig, batch: Batch, radius: float, own: list[Cell], first: int, fallen: dict[int, str]
+    ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any] | None]]:
+        """Run one attack at one budget on those of a batch that must face it."""
+        place = torch.arange(len(batch.ids)) + first
+        chosen = torch.tensor([int(number) not in fallen for number in batch.ids])
+        if attack.images is not None:
+            chosen &= place < attack.images
+        chosen = chosen.to(batch.ids.device)
+        part = Batch(batch.images[chosen], batch.labels[chosen], batch.ids[chosen])
+        spent: dict[str, Any] | None = None
+        about: dict[str, list[float]] = {}
+        found = part.images
+        if len(part.ids):
+            found, about, cost = self.attacked(attack, part, radius)
+            spent = {"attack": attack.name, "radius": radius_text(radius), "images": len(part.ids)}
+            spent |= {"forward": cost.forward, "backward": cost.backward, "seconds": round(cost.seconds, 3)}
+        for cell in own:
+            known = self.known_keys(attack, part) if cell.defence == "purified" else None
+            records = self._records(part, cell, self.judge(part, found, cell, known), about) if len(part.ids) else []
+            by_id = {record["id"]: record for record in records}
+            blank = {"attack": cell.attack, "radius": radius_text(cell.radius), "defence": cell.defence}
+            everyone = []
+            for number, label in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
+                why = fallen.get(number, "not among the images of this attack")
+                everyone.append(by_id.get(number, {"id": number, "label": label} | blank | {"skipped": why}))
+            yield everyone, spent
+            spent = None
+
+    def _records(
+        self, batch: Batch, cell: Cell, judged: Judged, about: dict[str, list[float]] | None = None
+    ) -> list[dict[str, Any]]:
+        attack, radius, defence = cell.key
+        rows = []
+        for i, number in enumerate(batch.ids.tolist()):
+            row = {"id": number, "label": int(batch.labels[i]), "attack": attack, "radius": radius, "defence": defence}
+            row |= {"predicted": int(judged.predicted[i]), "right": int(judged.right[i]), "draws": judged.draws}
+            if judged.again is not None:
+                row["again"] = int(judged.again[i])
+            for name, values in (about or {}).items():
+                row[name] = float(f"{values[i]:.6g}")
+            rows.append(row)
+        return rows
 
     def run(
         self,
@@ -159,52 +313,126 @@ class Evaluator:
         folder: RunFolder,
         *,
         device: torch.device,
+        world: World | None = None,
         max_seconds: float = math.inf,
         report: Callable[[int, str], None] = lambda done, note: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Evaluate every sample that `records.jsonl` does not hold yet; return whether all are done."""
+        """Evaluate what `records.jsonl` does not hold yet; return whether all is done.
+
+        A unit of work is a cell of a batch; it is computed whole or not at all, and always with the same batch, so that
+        a run that was killed, or shared among processes, ends with the same records as one that was not.
+
+        Args:
+            source: the images.
+            folder: where records go.
+            device: where to compute.
+            world: this process among others; batches are dealt out in turn.
+            max_seconds: wall-clock limit.
+            report: told the number of cells done and how the last stands.
+            stop: asked after each cell.
+        """
         began = time.monotonic()
+        world = World(0, 1, device) if world is None else world
         path = folder.path / "records.jsonl"
-        records = read_lines(path)
-        _rewrite(path, records)
-        done = {record["id"] for record in records}
-        for what, measured in folder.timing.items():
-            self.seconds[what] += measured["seconds"]
-            self.images[what] += int(measured["images"])
+        own = path if world.size == 1 else folder.path / f"records.{world.rank}.jsonl"
+        known = read_records(folder.path)
+        if world.leads:
+            for what, measured in folder.timing.items():
+                self.seconds[what] += measured["seconds"]
+                self.images[what] += int(measured["images"])
+        if own.exists():
+            _rewrite(own, read_lines(own))
+        finished = sum(1 for records in known.values() for _ in records)
+        complete = True
         for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
-            fresh = torch.tensor([int(i) not in done for i in batch.ids], device=batch.ids.device)
-            if not fresh.any():
+            if place % world.size != world.rank:
                 continue
-            if time.monotonic() - began > max_seconds or stop():
-                return False
-            # The whole batch is computed again if any of it is missing: the same work, and the same numbers.
-            new = [
-                record
-                for record in self.evaluate(batch, first=place * self.recipe.batch_size)
-                if record["id"] not in done
-            ]
-            for record in new:
-                append_line(path, record)
-            records += new
-            report(len(records), progress_note(records))
-            spent = {what: {"seconds": self.seconds[what], "images": n} for what, n in self.images.items()}
-            folder.update("running", timing=spent)
-        return True
+            ids = batch.ids.tolist()
+            done = {
+                key: {number: records[number] for number in ids}
+                for key, records in known.items()
+                if all(number in records for number in ids)
+            }
+            for records, cost in self._in_memory(batch, place * self.recipe.batch_size, done):
+                _append(own, [row for row in records if row["id"] not in known.get(cell_of(row), {})])
+                if cost is not None and world.leads:
+                    append_line(folder.path / "costs.jsonl", cost)
+                finished += len(records)
+                report(finished, progress_note(records))
+                spent = {what: {"seconds": self.seconds[what], "images": n} for what, n in self.images.items()}
+                folder.update("running", timing=spent)
+                if time.monotonic() - began > max_seconds or stop():
+                    complete = False
+                    break
+            if not complete:
+                break
+        complete = not world.any(not complete)
+        if complete and world.leads:
+            self._merge(source, folder.path)
+        return complete
+
+    def _in_memory(
+        self, batch: Batch, first: int, done: dict[tuple[str, str, str], dict[int, dict[str, Any]]]
+    ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any] | None]]:
+        """Evaluate a batch, in halves if the memory does not hold it."""
+        try:
+            yield from self.evaluate(batch, first=first, done=done)
+            return
+        except RuntimeError as error:
+            if not _out_of_memory(error) or len(batch.ids) == 1:
+                raise
+        if batch.images.is_cuda:
+            torch.cuda.empty_cache()
+        half = len(batch.ids) // 2
+        for part, start in ((slice(0, half), first), (slice(half, None), first + half)):
+            some = Batch(batch.images[part], batch.labels[part], batch.ids[part])
+            wanted = set(some.ids.tolist())
+            known = {key: {i: row for i, row in rows.items() if i in wanted} for key, rows in done.items()}
+            yield from self._in_memory(some, start, known)
+
+    def _merge(self, source: Source, folder: Path) -> None:
+        """Write all records in the order of cells and samples: the same file however often the run was cut."""
+        known = read_records(folder)
+        rows = [
+            known[cell.key][number]
+            for cell in cells(self.recipe, purified=self.purifier is not None)
+            for number in source.ids.tolist()
+        ]
+        _rewrite(folder / "records.jsonl", rows)
+        for path in folder.glob("records.*.jsonl"):
+            path.unlink()
 
 
-def _rewrite(path: Path, records: list[dict[str, Any]]) -> None:
-    """Drop a line that a kill cut short, so that the next one is not glued to it."""
-    if path.exists():
-        with atomic(path) as part:
-            part.write_text("".join(json.dumps(record) + "\n" for record in records))
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def read_records(folder: Path) -> dict[tuple[str, str, str], dict[int, dict[str, Any]]]:
+    """Read the records of a run, whole or not, of one process or several: by cell, then by id."""
+    found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("records*.jsonl")):
+        for record in read_lines(path):
+            found.setdefault(cell_of(record), {})[record["id"]] = record
+    return found
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace the file: drops a line that a kill cut short, so that the next one is not glued to it."""
+    with atomic(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def progress_note(records: list[dict[str, Any]]) -> str:
-    """Say in a few words how the last two cells stand."""
-
-    def share(name: str) -> float:
-        judged = [record for record in records if name in record["predicted"]]
-        return sum(record["predicted"][name] == record["label"] for record in judged) / len(judged)
-
-    return ", ".join(f"{name} {share(name):.1%}" for name in list(records[0]["predicted"])[-2:])
+    """Say in a few words how a cell stands in its last batch."""
+    judged = [record for record in records if not record.get("skipped")]
+    attack, radius, defence = cell_of(records[0])
+    if not judged:
+        return f"{attack} {radius} {defence}: none left to face it"
+    right = sum(record["right"] / record["draws"] for record in judged) / len(judged)
+    return f"{attack} {radius} {defence}: {right:.1%} of {len(judged)}"

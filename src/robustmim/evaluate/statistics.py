@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 
-def wilson_interval(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int, *, z: float = 1.959964) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (Wilson 1927), 95 % by default.
 
     Unlike the normal approximation it holds near 0 and 1 and for small samples.
 
     Args:
-        correct: successes.
+        correct: successes; for shares averaged over draws their sum, which makes the interval the wider one.
         n: trials; with none the interval is (0, 1).
         z: normal quantile.
     """

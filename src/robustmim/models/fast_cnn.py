@@ -62,15 +62,23 @@ class FastCNN(nn.Module):
         widths: channels of the three stages.
         classes: number of logits.
         statistics: mean and deviation the pixels are normalised by.
+        whitened: fix the first layer to the whitening transform; if not, it is learned. Whitening blows up the faintest
+            directions, which is what an adversarial perturbation lives on: adversarial training is better without it.
     """
 
     def __init__(
-        self, *, widths: tuple[int, int, int] = (64, 192, 256), classes: int = 10, statistics: Statistics = CIFAR10
+        self,
+        *,
+        widths: tuple[int, int, int] = (64, 192, 256),
+        classes: int = 10,
+        statistics: Statistics = CIFAR10,
+        whitened: bool = True,
     ) -> None:
         super().__init__()
         self.normalise = Normalise(statistics)
         self.whiten = nn.Conv2d(3, 24, 2)
-        self.whiten.weight.requires_grad_(False)
+        self.whitened = whitened
+        self.whiten.weight.requires_grad_(not whitened)
         self.activation = nn.GELU()
         self.stages = nn.Sequential(Stage(24, widths[0]), Stage(widths[0], widths[1]), Stage(widths[1], widths[2]))
         self.pool = nn.AdaptiveMaxPool2d(1)
@@ -80,6 +88,8 @@ class FastCNN(nn.Module):
 
     def initialise_from(self, images: Images) -> None:
         """Fix the first layer to the whitening transform of the images' 2 × 2 patches: its 12 directions, both signs."""
+        if not self.whitened:
+            return
         patches = nn.functional.unfold(self.normalise(images), 2).transpose(1, 2).flatten(0, 1)
         covariance = (patches - patches.mean(0)).T @ (patches - patches.mean(0)) / len(patches)
         values, vectors = torch.linalg.eigh(covariance.double())

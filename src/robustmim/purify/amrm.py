@@ -9,19 +9,24 @@ of `AMRMConfig`. The same code purifies with any `MaskedModel`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robustmim.config import AMRMConfig
+from robustmim.adjoint import Unrolled
+from robustmim.config import AMRMConfig, GradientConfig
 from robustmim.data.images import check_images
-from robustmim.descent import Objective, projected_descent
+from robustmim.descent import projected_descent
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.models.masked import MaskedModel, freeze
 from robustmim.models.masking import MaskSchedule
+from robustmim.models.vit import explicit_attention
 from robustmim.purify.traits import Callback, Traits
+from robustmim.radius import Radius
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images, PerSample
@@ -35,20 +40,37 @@ def step_sizes(config: AMRMConfig) -> list[float]:
     return [config.step_size * (config.decay if s >= after else 1.0) for s in range(config.steps)]
 
 
-def reconstruction_objective(model: MaskedModel, config: AMRMConfig, keys: Keys, grid: tuple[int, int]) -> Objective:
-    """Return L_rec as a function of (images, step): the masks of a step are replayed from the keys."""
-    schedule = MaskSchedule(ratio=config.mask_ratio, scheme=config.masks, average=config.mask_average)
+class ReconstructionObjective:
+    """L_rec as a function of (images, step): the masks of a step are replayed from the keys.
 
-    def loss(x: Images, step: int) -> PerSample:
-        seen = x.detach() if config.gradient == "target" else x
-        target = x.detach() if config.gradient == "input" else x
-        masks = schedule.masks(keys, grid, step)
-        total = model.reconstruct(seen, masks[0], target=target).loss
-        for mask in masks[1:]:
-            total = total + model.reconstruct(seen, mask, target=target).loss
-        return total / len(masks)
+    Args:
+        model: the masked model.
+        config: its switches for masks and gradient path.
+        keys: one per sample.
+        grid: rows and columns of the masks.
+        twice: whether it will be differentiated twice, which fused attention does not allow.
+    """
 
-    return loss
+    def __init__(
+        self, model: MaskedModel, config: AMRMConfig, keys: Keys, grid: tuple[int, int], *, twice: bool = False
+    ) -> None:
+        self.paths: Literal["both", "input", "target"] = config.gradient
+        self._attention = lambda: explicit_attention(model) if twice and isinstance(model, nn.Module) else nullcontext()
+        self._model, self._keys, self._grid = model, keys, grid
+        self._schedule = MaskSchedule(ratio=config.mask_ratio, scheme=config.masks, average=config.mask_average)
+
+    def between(self, seen: Images, target: Images, step: int) -> PerSample:
+        """Return the loss of reconstructing `target` from what is visible of `seen`."""
+        masks = self._schedule.masks(self._keys, self._grid, step)
+        with self._attention():
+            losses = [self._model.reconstruct(seen, mask, target=target).loss for mask in masks]
+        return torch.stack(losses).mean(0) if len(losses) > 1 else losses[0]
+
+    def __call__(self, x: Images, step: int) -> PerSample:
+        """Return the loss with gradients through the paths of the configuration (A7)."""
+        seen = x.detach() if self.paths == "target" else x
+        target = x.detach() if self.paths == "input" else x
+        return self.between(seen, target, step)
 
 
 def _padded(x: Tensor, keys: Keys) -> tuple[Tensor, Keys]:
@@ -93,6 +115,7 @@ class AMRMPure:
             randomised=self.config.masks != "fixed-global" or self.config.start_noise > 0,
             optimises_at_test_time=True,
             steps=self.config.steps,
+            ball=Ball(norm=self.config.norm, eps=self.config.radius),
         )
 
     def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
@@ -115,20 +138,54 @@ class AMRMPure:
         with torch.inference_mode(False), torch.no_grad():
             return self._descend(*_padded(x.detach().clone(), keys), size, callback)[:size]
 
+    def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
+        """Return purified images that are connected to `x` by a gradient of the attacker's choice.
+
+        Args:
+            x: `[B, C, H, W]` in [0, 1].
+            keys: one per sample.
+            gradient: which gradient, and through which purifier (`ball_scale`, `steps`); not "identity".
+            progress: of the attack in [0, 1], for an annealed temperature.
+
+        Raises:
+            InputError: images out of range, not finite, or of a size the model does not take.
+        """
+        check_images(x)
+        size = len(x)
+        steps = self.config.steps if gradient.steps is None else gradient.steps
+        config = replace(self.config, steps=steps, radius=Radius(self.config.radius * gradient.ball_scale))
+        padded, keys = _padded(x, keys)
+        unrolled = Unrolled(
+            objective=ReconstructionObjective(
+                self.model, config, keys, self.model.grid(*x.shape[-2:]), twice=gradient.product == "hessian"
+            ),
+            ball=Ball(norm=config.norm, eps=config.radius),
+            lengths=step_sizes(config),
+            momentum=config.momentum,
+            output=config.output,
+            gradient=gradient,
+            progress=progress,
+            noise=self._noise(padded, keys),
+        )
+        return unrolled(padded)[:size]
+
+    def _noise(self, x: Images, keys: Keys) -> Images | None:
+        if not self.config.start_noise:
+            return None
+        return self.config.start_noise * keys.fold("start").normal(*x.shape[1:]).to(x)
+
     def _descend(self, x: Images, keys: Keys, size: int, callback: Callback | None) -> Images:
         config = self.config
         ball = Ball(norm=config.norm, eps=config.radius)
-        start = None
-        if config.start_noise:
-            noise = keys.fold("start").normal(*x.shape[1:]).to(x)
-            start = ball.project(x + config.start_noise * noise, x)
+        noise = self._noise(x, keys)
+        start = None if noise is None else ball.project(x + noise, x)
 
         def unpadded(state: dict[str, Any]) -> None:
             assert callback is not None
             callback({name: v[:size] if isinstance(v, Tensor) else v for name, v in state.items()})
 
         descent = projected_descent(
-            reconstruction_objective(self.model, config, keys, self.model.grid(*x.shape[-2:])),
+            ReconstructionObjective(self.model, config, keys, self.model.grid(*x.shape[-2:])),
             x,
             ball,
             steps=config.steps,

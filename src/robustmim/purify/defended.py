@@ -5,7 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustmim.purify.traits import Purifier
+from robustmim.config import GradientConfig
+from robustmim.errors import RecipeError
+from robustmim.purify.traits import DifferentiablePurifier, Purifier
 from robustmim.rng import Keys, content_ids, keys
 from robustmim.types import Images
 
@@ -13,23 +15,43 @@ from robustmim.types import Images
 class Defended(nn.Module):
     """classifier(purifier(x)): a drop-in for the bare classifier.
 
-    The gradient passes the purifier as if it were the identity (BPDA, Athalye et al. 2018). For a purifier that moves by
-    the sign of a gradient that *is* the exact gradient, but for the clips: the derivative of sign is zero. It is the
-    weakest way to attack such a defence through its purifier; an accuracy under it is an upper bound.
-
     Args:
         purifier: cleans the images.
         classifier: any module from [0, 1] images to logits.
         seed: of the draws when `forward` is given no keys. They then derive from each image's bits, so that the same
             image is always purified alike, in any batch. Attackers should pass fresh keys.
+        gradient: what passes for the purifier's gradient. The default, the identity (BPDA, Athalye et al. 2018), is the
+            weakest; an accuracy under it is an upper bound. For a purifier that moves by the sign of a gradient it is
+            the exact gradient but for the clips, since the derivative of the sign is zero.
+
+    Raises:
+        RecipeError: a gradient other than the identity for a purifier that offers none.
     """
 
-    def __init__(self, purifier: Purifier, classifier: nn.Module, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        purifier: Purifier,
+        classifier: nn.Module,
+        *,
+        seed: int = 0,
+        gradient: GradientConfig = GradientConfig(),
+    ) -> None:
         super().__init__()
-        self.purifier, self.classifier, self.seed = purifier, classifier, seed
+        if gradient.mode != "identity" and not isinstance(purifier, DifferentiablePurifier):
+            raise RecipeError(f"{type(purifier).__name__} offers no {gradient.mode} gradient; use the identity")
+        self.purifier, self.classifier, self.seed, self.gradient = purifier, classifier, seed, gradient
 
-    def forward(self, x: Images, drawn: Keys | None = None) -> Float[Tensor, "batch classes"]:
-        """Return logits for images `[B, C, H, W]` in [0, 1]."""
+    def forward(self, x: Images, drawn: Keys | None = None, progress: float = 0.0) -> Float[Tensor, "batch classes"]:
+        """Return logits for images `[B, C, H, W]` in [0, 1].
+
+        Args:
+            x: the images.
+            drawn: keys of the purifier's draws, one per sample.
+            progress: of an attack in [0, 1]; anneals the gradient's temperature.
+        """
         drawn = keys(self.seed, "purify", content_ids(x)) if drawn is None else drawn
-        purified = self.purifier(x.detach(), keys=drawn)
-        return self.classifier(x + (purified - x).detach())
+        if self.gradient.mode == "identity":
+            purified = self.purifier(x.detach(), keys=drawn)
+            return self.classifier(x + (purified - x).detach())
+        assert isinstance(self.purifier, DifferentiablePurifier)
+        return self.classifier(self.purifier.differentiable(x, keys=drawn, gradient=self.gradient, progress=progress))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from robustmim.config import GradientConfig
+from robustmim.geometry import Ball
 from robustmim.rng import Keys
 from robustmim.types import Images
 
@@ -20,11 +22,13 @@ class Traits:
         randomised: its result depends on random draws, so attacks and verdicts must average over them.
         optimises_at_test_time: it takes gradients of its own while purifying.
         steps: iterations for one image.
+        ball: how far it moves an image at most; None for anywhere in [0, 1].
     """
 
     randomised: bool
     optimises_at_test_time: bool
     steps: int
+    ball: Ball | None = None
 
 
 @runtime_checkable
@@ -37,3 +41,11 @@ class Purifier(Protocol):
 
     def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
         """Purify images `[B, C, H, W]` in [0, 1]; a sample's result depends on its pixels and its key alone."""
+
+
+@runtime_checkable
+class DifferentiablePurifier(Purifier, Protocol):
+    """A purifier that offers attackers more than the identity as its gradient."""
+
+    def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
+        """Purify with a gradient of the attacker's choice; see `GradientConfig`."""

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from robustmim.attacks.pgd import PGD
-from robustmim.config import AttackConfig, ProbeConfig
+from robustmim.attacks.target import Target
+from robustmim.config import ProbeConfig
 from robustmim.data import sources
 from robustmim.evaluate.accuracy import in_order
 from robustmim.geometry import Ball
@@ -45,13 +46,16 @@ class PurificationProbe:
         self._labels: list[Labels] = [batch.labels for batch in batches]
         self._keys: list[Keys] = [keys(seed, "probe", batch.ids) for batch in batches]
         self._images: dict[str, list[Images]] = {"clean": [batch.images for batch in batches]}
-        attack = PGD(AttackConfig(steps=config.attack_steps, eot=1))
+        attack = PGD(steps=config.attack_steps)
         for radius in config.radii:
             ball = Ball(norm="linf", eps=radius)
             self._images[radius_text(radius)] = [
-                attack(lambda x, _: self._classifier(x), batch.images, batch.labels, ball, keys=drawn)
+                attack(self._target(drawn), batch.images, batch.labels, ball)
                 for batch, drawn in zip(batches, self._keys, strict=True)
             ]
+
+    def _target(self, drawn: Keys) -> Target:
+        return Target(scores=lambda x, keys, progress: self._classifier(x), keys=drawn, drop=False)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return for each budget loss attacked / clean ("sees 8/255") and purified accuracy ("purified 8/255")."""

@@ -1,0 +1,65 @@
+"""What an evaluation will cost, before it is run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from robustmim.attacks.objectives import Logits, cross_entropy
+from robustmim.data.loader import Batch
+from robustmim.data.sources import Source
+from robustmim.evaluate.accuracy import in_order
+from robustmim.evaluate.run import Evaluator, defences_of, radii_of
+from robustmim.geometry import Ball
+from robustmim.rng import Keys
+from robustmim.types import Images
+
+
+def estimate(evaluator: Evaluator, source: Source, device: torch.device) -> tuple[float, list[dict[str, Any]]]:
+    """Return seconds for all images, and for each attack its passes and seconds; an upper bound.
+
+    How many passes an attack takes is counted on a stand-in that never falls and costs nothing; what a pass costs is
+    timed on two batches of the defence as it is.
+    """
+    recipe, purified = evaluator.recipe, evaluator.purifier is not None
+    batch = next(iter(in_order(source, min(4, len(source), recipe.batch_size), device)))
+    rows: list[dict[str, Any]] = []
+    total = 0.0
+    for attack in recipe.attacks:
+        radii = radii_of(attack, recipe)
+        if not radii:
+            continue
+        target = evaluator.target(attack, batch, radii[0])
+
+        def firm(x: Images, drawn: Keys, progress: float, batch: Batch = batch) -> Logits:
+            labels = batch.labels.repeat(len(x) // len(batch.labels))
+            logits = torch.nn.functional.one_hot(labels, len(source.classes)).to(x.dtype) * 10
+            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+
+        counted = replace(target, scores=firm, chunk=1)
+        evaluator.attacks[attack.name](counted, batch.images, batch.labels, Ball(norm=recipe.norm, eps=radii[0]))
+        forward, backward = (count / len(batch.ids) for count in (counted.cost.forward, counted.cost.backward))
+        target = replace(target, draws=1, chunk=1)
+        timed = {}
+        for what, ask in (("forward", target.value), ("backward", target.gradient)):
+            ask(batch.images, batch.labels, cross_entropy, 0)
+            began = time.perf_counter()
+            ask(batch.images, batch.labels, cross_entropy, 1)
+            timed[what] = (time.perf_counter() - began) / len(batch.ids)
+        verdicts = len(defences_of(attack, purified=purified)) * (2 * recipe.draws if evaluator.randomised else 1)
+        seconds = backward * timed["backward"] + (max(0.0, forward - backward) + verdicts) * timed["forward"]
+        images = min(len(source), attack.images or len(source)) * len(radii)
+        rows.append(
+            {
+                "attack": attack.name,
+                "forward": forward,
+                "backward": backward,
+                "images": images,
+                "seconds": seconds * images,
+            }
+        )
+        total += seconds * images
+    return total, rows

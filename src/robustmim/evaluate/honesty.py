@@ -1,0 +1,401 @@
+"""Can the numbers be believed? Checks that turn a verdict amber or red, each with a sentence and a place in docs/honesty.
+
+After Carlini et al. 2019 ("On Evaluating Adversarial Robustness"), Tramèr et al. 2020 and Croce et al. 2022. Passive
+checks read the records; active ones run a few more attacks on a few images, only to see whether they find more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from robustmim.config import AttackConfig
+from robustmim.data.loader import Batch
+from robustmim.data.sources import Source
+from robustmim.evaluate.accuracy import in_order
+from robustmim.evaluate.run import Cell, Evaluator, cells, radii_of
+from robustmim.evaluate.verdict import Judged, broken, share
+from robustmim.geometry import Ball
+from robustmim.radius import Radius, radius_text
+from robustmim.registry import build
+from robustmim.rng import keys
+from robustmim.runs import RunFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from robustmim.evaluate.claims import Records
+
+Level = Literal["red", "amber"]
+POINT = 0.01
+"""What may be luck or rounding: one point of accuracy."""
+FEW = 500
+"""Below so many images a few points are within the intervals."""
+DEAD = 0.05
+"""Share of exactly zero gradient elements from which on gradients are suspect."""
+STUCK = 0.05
+"""Share of samples whose loss may end lower than it began."""
+LARGE_BUDGET = 0.05
+"""Accuracy that may be left at a budget at which nothing can hold."""
+SATURATED = 0.3
+"""Share of pixels at the edge of the purifier's ball from which on the clip hides gradients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something a reader must know before quoting a number."""
+
+    check: str
+    level: Level
+    sentence: str
+
+    def plain(self) -> dict[str, str]:
+        """Return what goes into claim.json."""
+        link = f"docs/honesty.md#{self.check}"
+        return {"check": self.check, "level": self.level, "sentence": self.sentence, "link": link}
+
+
+def status(found: list[dict[str, str]]) -> str:
+    """Return the worst level found: red, amber or green."""
+    levels = {one["level"] for one in found}
+    return next((level for level in ("red", "amber") if level in levels), "green")
+
+
+def findings(
+    content: dict[str, Any], records: Records, evaluator: Evaluator, checks: list[dict[str, Any]]
+) -> list[dict[str, str]]:
+    """Return what the records and the active checks give cause to say, the gravest first."""
+    found = [*_randomness(evaluator), *_gradients(records, evaluator), *_loss(records, evaluator)]
+    found += [*_comparisons(content, records, evaluator), *_budgets(content, evaluator), *_harm(content, evaluator)]
+    found += [*_active(checks), *_failures(records), *_size(content)]
+    return [one.plain() for one in sorted(found, key=lambda one: one.level != "red")]
+
+
+def _through(evaluator: Evaluator) -> list[AttackConfig]:
+    """Attacks by gradient on the defence itself, with fresh draws."""
+    return [
+        attack
+        for attack in evaluator.recipe.attacks
+        if not evaluator.attacks[attack.name].black_box
+        and attack.randomness == "fresh"
+        and (attack.against == "defence" or evaluator.purifier is None)
+    ]
+
+
+def _randomness(evaluator: Evaluator) -> Iterator[Finding]:
+    through = _through(evaluator)
+    if not through:
+        yield Finding(
+            "no-white-box",
+            "red" if evaluator.recipe.attacks and evaluator.purifier is not None else "amber",
+            "No attack by gradient on the defence as a whole was run: its accuracy is that against attackers who do not know it.",
+        )
+        return
+    if evaluator.randomised and max(attack.eot for attack in through) == 1:
+        yield Finding(
+            "no-eot",
+            "red",
+            "The defence is random, but no attack averages over its draws (EOT): each step follows the noise of a single draw.",
+        )
+
+
+def _gradients(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
+    through = _through(evaluator)
+    if evaluator.purifier is not None and through and all(a.gradient.mode in ("identity", "exact") for a in through):
+        yield Finding(
+            "identity-gradient",
+            "amber",
+            "No attack sees how the purifier responds: all take the identity for its gradient, or the exact one, which for "
+            "steps by a sign is the same. Read the accuracies as upper bounds; the suite adaptive-purifier has the others.",
+        )
+    for attack in through:
+        rows = _rows(records, attack, evaluator)
+        zeros = [row["zero_gradient"] for row in rows if "zero_gradient" in row]
+        if not zeros:
+            continue
+        dead, share_of_zeros = sum(zero == 1 for zero in zeros), sum(zeros) / len(zeros)
+        if dead > POINT * len(zeros):
+            yield Finding(
+                "zero-gradient",
+                "red",
+                f"{attack.name}: the gradient is exactly zero for {dead} of {len(zeros)} images, so the attack has nothing to "
+                "follow. Attack the logits (loss dlr or margin), or with another gradient.",
+            )
+        elif share_of_zeros > DEAD:
+            yield Finding(
+                "zero-gradient",
+                "amber",
+                f"{attack.name}: {share_of_zeros:.0%} of the gradient's elements are exactly zero; clips or quantisation may "
+                "hide the rest. Try straight-through clips.",
+            )
+
+
+def _rows(records: Records, attack: AttackConfig, evaluator: Evaluator) -> list[dict[str, Any]]:
+    """All records of an attack against the defence as a whole."""
+    defence = "bare" if evaluator.purifier is None else "purified"
+    return [
+        row
+        for radius in radii_of(attack, evaluator.recipe)
+        for row in records.get(Cell(attack.name, radius, defence).key, {}).values()  # type: ignore[arg-type]
+        if not row.get("skipped")
+    ]
+
+
+def _loss(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
+    for attack in _through(evaluator):
+        rows = [row for row in _rows(records, attack, evaluator) if "loss_after" in row]
+        # What has fallen was left alone wherever that was.
+        lower = sum(row["loss_after"] < row["loss_before"] - 1e-6 and not broken(row) for row in rows)
+        if rows and lower > STUCK * len(rows):
+            yield Finding(
+                "loss-not-rising",
+                "red",
+                f"{attack.name}: for {lower} of {len(rows)} images the loss is lower after the attack than before: it does not "
+                "climb. Take smaller steps, more draws, or another gradient.",
+            )
+
+
+def _comparisons(content: dict[str, Any], records: Records, evaluator: Evaluator) -> Iterator[Finding]:
+    """Compare attacks that know less with those that know more, on the samples that faced both."""
+    recipe, purified = evaluator.recipe, evaluator.purifier is not None
+    defence: Literal["bare", "purified"] = "purified" if purified else "bare"
+    strong = _through(evaluator)
+    weak = {
+        attack.name: ("black-box-wins", "an attack that only asks for answers")
+        for attack in recipe.attacks
+        if evaluator.attacks[attack.name].black_box and attack.randomness == "fresh"
+    }
+    weak |= {
+        attack.name: ("transfer-wins", "an attack on the bare classifier")
+        for attack in recipe.attacks
+        if purified and attack.against == "classifier"
+    }
+    for radius in recipe.radii:
+        own = {a.name: records.get(Cell(a.name, radius, defence).key, {}) for a in recipe.attacks}
+        for name, (check, what) in weak.items():
+            faced = {number: row for number, row in own[name].items() if not row.get("skipped")}
+            common = [
+                number
+                for number in faced
+                if any(number in own[a.name] and not own[a.name][number].get("skipped") for a in strong)
+            ]
+            if not common:
+                continue
+            theirs = [
+                min(
+                    share(own[a.name][number])
+                    for a in strong
+                    if number in own[a.name] and not own[a.name][number].get("skipped")
+                )
+                for number in common
+            ]
+            if recipe.cascade:
+                # It only faced what the others left standing: what it breaks there, they should have found.
+                more = sum(broken(faced[number]) for number in common) / max(1, len(own[name]))
+                least = 2 / max(1, len(own[name]))
+            else:
+                more = (sum(theirs) - sum(share(faced[number]) for number in common)) / len(common)
+                least = 2 / len(common)
+            if more >= max(least, POINT):
+                yield Finding(
+                    check,
+                    "red",
+                    f"At {radius_text(radius)} {name}, {what}, finds {more:.1%} more than the attacks by gradient on the defence: "
+                    "these do not work, and their accuracy means nothing.",
+                )
+
+
+def _budgets(content: dict[str, Any], evaluator: Evaluator) -> Iterator[Finding]:
+    rows = content["worst_cases"]
+    for smaller, larger in pairwise(rows):
+        gain = larger["accuracy"] - smaller["accuracy"]
+        if gain > 2 * POINT and gain * larger["n"] >= 2:
+            yield Finding(
+                "budget-not-monotone",
+                "red",
+                f"Accuracy rises from {smaller['radius']} to {larger['radius']} by {gain:.1%}, though the larger budget allows all "
+                "that the smaller does: the attacks fail at the larger one.",
+            )
+
+
+def _harm(content: dict[str, Any], evaluator: Evaluator) -> Iterator[Finding]:
+    found = {(row["attack"], row["radius"], row["defence"]): row for row in content["cells"]}
+    for (attack, radius, defence), row in found.items():
+        bare = found.get((attack, radius, "bare"))
+        if defence == "purified" and attack != "none" and bare and row["high"] < bare["low"]:
+            yield Finding("purifier-harms", "red", f"At {radius} purification makes the images of {attack} worse.")
+
+
+def _failures(records: Records) -> Iterator[Finding]:
+    failed: dict[str, int] = {}
+    for rows in records.values():
+        for row in rows.values():
+            if row.get("failed"):
+                failed[row["attack"]] = failed.get(row["attack"], 0) + 1
+    for attack, count in failed.items():
+        yield Finding(
+            "attack-failed",
+            "red",
+            f"{attack} left {count} results that are not images within the budget; the clean images stand for them.",
+        )
+
+
+def _size(content: dict[str, Any]) -> Iterator[Finding]:
+    if content["images"] < FEW:
+        yield Finding(
+            "few-images", "amber", f"{content['images']} images: differences of a few points are within the intervals."
+        )
+
+
+def _active(checks: list[dict[str, Any]]) -> Iterator[Finding]:
+    for row in checks:
+        check, n = row["check"], row.get("n", 0)
+        if check == "not-repeatable" and row["different"]:
+            yield Finding(
+                check,
+                "red",
+                f"Two identical runs gave different answers for {row['different']} of {n} images: the defence keeps hidden state.",
+            )
+        elif check == "probabilities" and row["probabilities"]:
+            yield Finding(
+                check,
+                "amber",
+                "The classifier's outputs are probabilities. Attacks expect logits: a saturated softmax has no gradient. Return logits.",
+            )
+        elif check == "saturation" and row["share"] > SATURATED:
+            yield Finding(
+                check,
+                "amber",
+                f"{row['share']:.0%} of the pixels end at the edge of the purifier's ball, where exact clips have no gradient. Attack "
+                "with straight-through clips, or a wider ball (ball_scale).",
+            )
+        elif check == "large-budget" and row["accuracy"] > LARGE_BUDGET:
+            yield Finding(
+                check,
+                "red",
+                f"At {row['radius']}, where nothing can hold, {row['attack']} still leaves {row['accuracy']:.0%} of {n} images: it "
+                "does not work.",
+            )
+        elif (
+            check == "noise-suffices"
+            and row["noise"] - row["attacked"] < POINT
+            and row["attacked"] < row["clean"] - POINT
+        ):
+            yield Finding(
+                check, "red", f"Random noise at {row['radius']} breaks as many of {n} images as {row['attack']} does."
+            )
+        elif check in ("more-steps", "more-draws", "more-restarts") and row["fallen"] >= 2:
+            what = check.removeprefix("more-")
+            yield Finding(
+                check,
+                "amber",
+                f"{row['attack']} with {row['factor']} times the {what} breaks {row['fallen']} more of {n} images at {row['radius']}: "
+                "it has not converged.",
+            )
+
+
+def active_checks(
+    evaluator: Evaluator, source: Source, folder: RunFolder, *, device: torch.device
+) -> list[dict[str, Any]]:
+    """Run the active checks that the recipe asks for, once; their results are kept in checks.json.
+
+    The attacks among them repeat the last of the recipe's attacks by gradient on the defence, at the middle budget.
+    """
+    path = folder.path / "checks.json"
+    if path.exists():
+        return read_json(path)
+    rows = list(_run_checks(evaluator, source, device))
+    write_json(path, rows)
+    return rows
+
+
+def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> Iterator[dict[str, Any]]:
+    recipe, config = evaluator.recipe, evaluator.recipe.checks
+    batch = next(iter(in_order(source, min(max(2, config.images or 16), len(source)), device)))
+    n = len(batch.ids)
+    cell = cells(recipe, purified=evaluator.purifier is not None)[-1 if evaluator.purifier is None else 1]
+    known = Cell("none", 0.0, cell.defence)
+    once, twice = (evaluator.judge(batch, batch.images, known, None) for _ in range(2))
+    yield {"check": "not-repeatable", "n": n, "different": int((_counts(once) != _counts(twice)).sum())}
+    logits = evaluator.classify(batch.images)
+    ones = (logits.sum(1) - 1).abs().max() < 1e-3
+    yield {"check": "probabilities", "n": n, "probabilities": bool(ones and logits.min() >= 0)}
+
+    through = [
+        a for a in _through(evaluator) if recipe.radii and recipe.radii[len(recipe.radii) // 2] in radii_of(a, recipe)
+    ]
+    if not through or config.images == 0:
+        return
+    attack = dataclasses.replace(through[-1], images=None)
+    radius = recipe.radii[len(recipe.radii) // 2]
+    ball = Ball(norm=recipe.norm, eps=radius)
+    clean = _standing(once)
+    attacked = _attacked(evaluator, attack, batch, radius)
+    base = _judged(evaluator, attack, batch, radius, attacked)
+    noise = ball.random(batch.images, keys(recipe.seed, "noise", batch.ids))
+    shaken = _judged(evaluator, attack, batch, radius, noise)
+    own = {"n": n, "radius": radius_text(radius), "attack": attack.name}
+    yield own | {
+        "check": "noise-suffices",
+        "clean": float(clean.float().mean()),
+        "noise": float(_standing(shaken).float().mean()),
+        "attacked": float(_standing(base).float().mean()),
+    }
+    if evaluator.purifier is not None and evaluator.purifier.traits.ball is not None:
+        edge = evaluator.purifier.traits.ball
+        purified = evaluator.purify(attacked, keys(recipe.seed, "saturation", batch.ids))
+        far = (purified - attacked).abs() >= edge.eps * (1 - 1e-4) if edge.norm == "linf" else torch.zeros(1)
+        yield {"check": "saturation", "n": n, "share": float(far.float().mean())}
+    large = config.large_radius
+    found = _judged(evaluator, attack, batch, large, _attacked(evaluator, attack, batch, large))
+    yield own | {
+        "check": "large-budget",
+        "radius": radius_text(large),
+        "accuracy": float(_standing(found).float().mean()),
+    }
+    built = evaluator.attacks[attack.name]
+    for option in ("steps", "restarts"):
+        count = getattr(built, option, None)
+        if isinstance(count, int):
+            stronger = dataclasses.replace(attack, options=attack.options | {option: count * config.factor})
+            yield (
+                own
+                | {"check": f"more-{option}", "factor": config.factor}
+                | _gain(evaluator, stronger, batch, radius, base)
+            )
+    if evaluator.randomised:
+        stronger = dataclasses.replace(attack, eot=attack.eot * config.factor)
+        yield own | {"check": "more-draws", "factor": config.factor} | _gain(evaluator, stronger, batch, radius, base)
+
+
+def _counts(judged: Judged) -> torch.Tensor:
+    return judged.right if judged.again is None else judged.right + judged.again
+
+
+def _standing(judged: Judged) -> torch.Tensor:
+    sets = 1 if judged.again is None else 2
+    return 2 * _counts(judged) > judged.draws * sets
+
+
+def _attacked(evaluator: Evaluator, attack: AttackConfig, batch: Batch, radius: Radius) -> torch.Tensor:
+    built = build("attack", attack.attack, **attack.options)
+    return built(
+        evaluator.target(attack, batch, radius),
+        batch.images,
+        batch.labels,
+        Ball(norm=evaluator.recipe.norm, eps=radius),
+    )
+
+
+def _judged(evaluator: Evaluator, attack: AttackConfig, batch: Batch, radius: Radius, x: torch.Tensor) -> Judged:
+    defence: Literal["bare", "purified"] = "bare" if evaluator.purifier is None else "purified"
+    return evaluator.judge(batch, x, Cell(attack.name, radius, defence), None)
+
+
+def _gain(evaluator: Evaluator, stronger: AttackConfig, batch: Batch, radius: Radius, base: Judged) -> dict[str, Any]:
+    """Count the samples that a stronger attack breaks and the base did not, less those it lost."""
+    found = _judged(evaluator, stronger, batch, radius, _attacked(evaluator, stronger, batch, radius))
+    before, after = _standing(base), _standing(found)
+    return {"fallen": int((before & ~after).sum() - (~before & after).sum())}

@@ -1,0 +1,122 @@
+"""Gradients through purification against the full unrolled graph and against finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustmim.adjoint import smooth_sign
+from robustmim.config import AMRMConfig, GradientConfig
+from robustmim.descent import advance
+from robustmim.geometry import Ball
+from robustmim.models.masked import freeze
+from robustmim.purify.amrm import AMRMPure, ReconstructionObjective, step_sizes
+from robustmim.radius import Radius
+from robustmim.registry import build
+from robustmim.rng import keys
+
+SMOOTH = ("straight-through", "tanh", "rational", "normalised")
+
+
+def small_conv(dtype=torch.float64):
+    torch.manual_seed(0)
+    return freeze(build("masked-model", "masked-conv", widths=(8, 16), blocks=(1, 1))).to(dtype)
+
+
+def small_mae(dtype=torch.float64):
+    torch.manual_seed(0)
+    options = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
+    options |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    return freeze(build("masked-model", "mae", **options)).to(dtype)
+
+
+def images(n=2, side=16, dtype=torch.float64):
+    # Some pixels at 0 and 1, so that the clips bind.
+    x = torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype) * 1.4 - 0.2
+    return x.clamp(0, 1)
+
+
+def unrolled_by_autograd(purifier, x, drawn, gradient):
+    """The plain way: the whole graph, second derivatives and all."""
+    config = purifier.config
+    ball = Ball(norm=config.norm, eps=config.radius)
+    objective = ReconstructionObjective(purifier.model, config, drawn, purifier.model.grid(*x.shape[-2:]), twice=True)
+    smooth = smooth_sign(gradient) if gradient.mode != "exact" and config.norm == "linf" else ball.steepest
+
+    def direction(v):
+        if gradient.mode == "exact" or config.norm != "linf" or gradient.forward == "smooth":
+            return smooth(v)
+        return v.sign().detach() + (smooth(v) - smooth(v).detach())
+
+    def project(point, center):
+        inside = ball.project(point, center)
+        return inside if gradient.clip == "exact" else inside.detach() + (point - point.detach())
+
+    current, velocity = x, torch.zeros_like(x) if config.momentum else None
+    if config.start_noise:
+        current = project(x + config.start_noise * drawn.fold("start").normal(*x.shape[1:]).to(x), x)
+    iterates, values = [current], []
+    for step, length in enumerate(step_sizes(config)):
+        seen, target = current, current
+        if config.gradient == "both":
+            # One leaf for both paths, as the descent takes it.
+            value = objective.between(seen, target, step)
+            (slope,) = torch.autograd.grad(value.sum(), current, create_graph=True)
+        else:
+            seen = current.clone() if config.gradient == "input" else current
+            target = current.clone() if config.gradient == "target" else current
+            value = objective.between(seen, target, step)
+            followed = seen if config.gradient == "input" else target
+            (slope,) = torch.autograd.grad(value.sum(), followed, create_graph=True)
+        values.append(value)
+        current, velocity = advance(
+            current, velocity, slope, x, length=-length, momentum=config.momentum, direction=direction, project=project
+        )
+        iterates.append(current)
+    if config.output == "mean":
+        return torch.stack(iterates).mean(0)
+    if config.output == "best":
+        best = torch.stack(values).argmin(0)
+        return torch.stack(iterates)[best, torch.arange(len(x))]
+    return current
+
+
+def pulled(function, x, upstream):
+    leaf = x.clone().requires_grad_(True)
+    out = function(leaf)
+    return out.detach(), torch.autograd.grad((out * upstream).sum(), leaf)[0]
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+CONFIGS = {
+    "plain": AMRMConfig(steps=3, step_size=Radius("6/255"), radius=Radius("12/255")),
+    "momentum": AMRMConfig(
+        steps=4, step_size=Radius("6/255"), schedule="cosine", momentum=0.7, radius=Radius("16/255")
+    ),
+    "mean": AMRMConfig(steps=3, step_size=Radius("6/255"), output="mean", mask_average=2, masks="complementary"),
+    "best": AMRMConfig(steps=3, step_size=Radius("6/255"), output="best", momentum=0.5, start_noise=Radius("4/255")),
+    "input": AMRMConfig(steps=3, step_size=Radius("6/255"), gradient="input"),
+    "target": AMRMConfig(steps=3, step_size=Radius("6/255"), gradient="target"),
+    "l2": AMRMConfig(steps=3, step_size=Radius("0.5"), norm="l2", radius=Radius("0.8")),
+}
+
+
+@pytest.mark.parametrize("model", [small_conv, small_mae])
+@pytest.mark.parametrize("which", CONFIGS)
+@pytest.mark.parametrize("clip", ["exact", "straight-through"])
+def test_equals_the_full_graph_in_float64(model, which, clip):
+    purifier = AMRMPure(model(), CONFIGS[which])
+    x, drawn = images(), keys(0, "test", torch.arange(2))
+    upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+    for mode in ("exact", *SMOOTH):
+        for product, tolerance in (("hessian", 1e-12), ("forward-difference", 1e-6), ("central-difference", 1e-7)):
+            gradient = GradientConfig(mode=mode, clip=clip, product=product, temperature=0.8)
+            expected_value, expected = pulled(
+                lambda z, g=gradient: unrolled_by_autograd(purifier, z, drawn, g), x, upstream
+            )
+            value, found = pulled(lambda z, g=gradient: purifier.differentiable(z, keys=drawn, gradient=g), x, upstream)
+            assert relative(value, expected_value) < 1e-12
+            assert relative(found, expected) < tolerance, (mode, product)
