@@ -21,9 +21,10 @@ def short(monkeypatch):
         recipe,
         data=dataclasses.replace(recipe.data, limit=4),
         radii=recipe.radii[:1],
-        gray_box=AttackConfig(steps=5, eot=1),
-        white_box=AttackConfig(steps=1, eot=1),
-        white_box_images=2,
+        attacks=(
+            AttackConfig(name="gray-box", against="classifier", options={"steps": 5}),
+            AttackConfig(name="white-box", options={"steps": 1}, eot=2, images=2),
+        ),
     )
     monkeypatch.setattr(demo, "THUMBNAILS", dataclasses.replace(demo.THUMBNAILS, recipe=few))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from robustmim.cli.main import COMMANDS, main
 from robustmim.models.zoo import load_model, save_model, zoo_names
 from robustmim.runs import read_json
+from tests.tiny import TINY_EVALUATION
 from tests.unit.test_masked_models import tiny_conv
 
 
@@ -44,22 +46,13 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_evaluate_writes_claim_records_and_report(tmp_path, capsys):
     pytest.importorskip("foolbox")
-    words = [
-        "evaluate",
-        "cifar10-linf",
-        "--data.name",
-        "samples-cifar10",
-        "--data.skip",
-        "0",
-        "--limit",
-        "6",
-        "--radii",
-        "[4/255]",
-    ]
-    words += ["--gray_box.steps", "3", "--white_box.steps", "1", "--white_box.eot", "1", "--white_box_images", "2"]
-    assert main([*words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    words = [*TINY_EVALUATION, "--limit", "6"]
+    code = main([*words, "--out", str(tmp_path / "run"), "--json"])
     claim = json.loads(capsys.readouterr().out)
     cells = {(row["attack"], row["radius"], row["defence"]): row for row in claim["cells"]}
+    assert code == (4 if any(one["level"] == "red" for one in claim["findings"]) else 0)
+    sections = (Path(__file__).parents[2] / "docs" / "honesty.md").read_text()
+    assert all(f"## {one['check']}\n" in sections for one in claim["findings"])
     assert cells["none", "0", "bare"]["n"] == 6
     assert cells["gray-box", "4/255", "bare"]["correct"] < cells["none", "0", "bare"]["correct"]
     assert cells["white-box", "4/255", "purified"]["n"] == 2
@@ -73,20 +66,9 @@ def test_evaluate_writes_claim_records_and_report(tmp_path, capsys):
 
 def test_evaluate_of_a_bare_classifier_in_l2(tmp_path):
     pytest.importorskip("foolbox")
-    words = [
-        "evaluate",
-        "cifar10-l2",
-        "--data.name",
-        "samples-cifar10",
-        "--data.skip",
-        "0",
-        "--limit",
-        "4",
-        "--radii",
-        "[0.5]",
-    ]
-    words += ["--gray_box.steps", "5", "--purifier", "none", "--out", str(tmp_path)]
-    assert main(words) == 0
+    words = ["evaluate", "cifar10-l2", "--data.name", "samples-cifar10", "--data.skip", "0", "--limit", "4"]
+    words += ["--attacks", "[{name: pgd, options: {steps: 20}}]", "--radii", "[0.5]", "--purifier", "none"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
     claim = read_json(tmp_path / "claim.json")
     assert claim["purifier"] is None
     assert {row["defence"] for row in claim["cells"]} == {"bare"}

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from robustmim.runs import read_json, read_lines
-from tests.tiny import TINY_PRETRAIN
+from tests.tiny import TINY_EVALUATION, TINY_PRETRAIN
 
 pytest.importorskip("foolbox")
 
@@ -68,22 +68,7 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
 
 
 def test_evaluation_resumes_to_the_same_records_after_kill_nine(tmp_path):
-    words = [
-        *(
-            "evaluate",
-            "cifar10-linf",
-            "--device",
-            "cpu",
-            "--data.name",
-            "samples-cifar10",
-            "--data.skip",
-            "0",
-            "--batch_size",
-            "2",
-        ),
-        *("--gray_box.steps", "2", "--white_box.steps", "1", "--radii", "[4/255]", "--limit", "8"),
-        *("--white_box.eot", "1", "--purifier", "recommended-cifar10"),
-    ]
+    words = [*TINY_EVALUATION, "--batch_size", "2", "--limit", "8", "--purifier", "recommended-cifar10"]
     whole = robustmim(*words, "--out", str(tmp_path / "whole"))
     killed = robustmim(*words, "--out", str(tmp_path / "killed"))
     wait_for(tmp_path / "killed" / "records.jsonl")
@@ -91,9 +76,9 @@ def test_evaluation_resumes_to_the_same_records_after_kill_nine(tmp_path):
     killed.wait()
     with (tmp_path / "killed" / "records.jsonl").open("a") as file:
         file.write('{"id": 7, "lab')  # the line that the kill cut short
-    assert whole.wait(timeout=180) == 0
+    assert whole.wait(timeout=180) in (0, 4)  # so few images may look suspicious
     again = robustmim(*words, "--out", str(tmp_path / "killed"))
-    assert again.wait(timeout=180) == 0, again.stderr.read()
+    assert again.wait(timeout=180) in (0, 4), again.stderr.read()
     first, second = (read_lines(tmp_path / name / "records.jsonl") for name in ("whole", "killed"))
     assert first == second
-    assert len(first) == 8
+    assert len(first) == 8 * 5  # samples × cells

@@ -10,7 +10,7 @@ import torch
 from robustmim.config import AMRMConfig
 from robustmim.errors import InputError, RecipeError
 from robustmim.models.masking import random_mask
-from robustmim.purify.amrm import AMRMPure, reconstruction_objective, step_sizes
+from robustmim.purify.amrm import AMRMPure, ReconstructionObjective, step_sizes
 from robustmim.purify.defended import Defended
 from robustmim.purify.trace import Trace
 from robustmim.radius import Radius
@@ -85,7 +85,7 @@ def test_gradient_paths_add_up(model, path):
     grid = model.grid(16, 16)
     gradients = {}
     for name in ("both", "input", "target"):
-        objective = reconstruction_objective(model, variants(gradient=name), KEYS, grid)
+        objective = ReconstructionObjective(model, variants(gradient=name), KEYS, grid)
         point = x.clone().requires_grad_()
         (gradients[name],) = torch.autograd.grad(objective(point, 0).sum(), point)
     torch.testing.assert_close(gradients["both"], gradients["input"] + gradients["target"], atol=1e-6, rtol=1e-4)

@@ -11,13 +11,19 @@ import torch
 import yaml
 
 from robustmim.cli.main import main
-from robustmim.config import EvaluateRecipe, PretrainRecipe, PurifyRecipe, TrainRecipe
+from robustmim.config import CorruptionsRecipe, EvaluateRecipe, PretrainRecipe, PurifyRecipe, TrainRecipe
 from robustmim.errors import RecipeError
 from robustmim.radius import Radius, radius_text
 from robustmim.recipe import find_recipe, load_recipe, parse, recipe_names
 from robustmim.runs import read_json, read_lines, to_plain
 
-KINDS = {"train": TrainRecipe, "pretrain": PretrainRecipe, "purify": PurifyRecipe, "evaluate": EvaluateRecipe}
+KINDS = {
+    "train": TrainRecipe,
+    "pretrain": PretrainRecipe,
+    "purify": PurifyRecipe,
+    "evaluate": EvaluateRecipe,
+    "corruptions": CorruptionsRecipe,
+}
 RECIPES = recipe_names()
 TRAINED = [name for name, path in RECIPES.items() if path.parent.name in ("train", "pretrain")]
 

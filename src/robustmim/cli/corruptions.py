@@ -69,7 +69,9 @@ def chosen(recipe: CorruptionsRecipe) -> tuple[tuple[str, ...], tuple[int, ...]]
 
 def main(arguments: list[str]) -> int:
     """Run the command."""
-    recipe, options, name = parse("corruptions", CorruptionsRecipe, CorruptionOptions, arguments, default="cifar10")
+    recipe, options, name = parse(
+        "corruptions", CorruptionsRecipe, CorruptionOptions, arguments, default="corruptions-cifar10"
+    )
     if recipe.data.corruption is not None:
         raise RecipeError("data.corruption: this command corrupts clean images itself; leave it out and use --names")
     names, severities = chosen(recipe)

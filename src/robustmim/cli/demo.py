@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
 
     began = time.monotonic()
     out = Path(options.out)
-    folders = {act: _play(act, out / act.name, options) for act in acts}
+    folders = [(act, _play(act, out / act.name, options)) for act in acts]
     page = _page(out, folders)
     say(f"\nthe report: {page}   ({duration(time.monotonic() - began)})")
     return 0
@@ -156,7 +156,7 @@ def _tell(content: dict[str, Any]) -> None:
             )
 
 
-def _page(out: Path, folders: dict[Act, Path]) -> Path:
+def _page(out: Path, folders: list[tuple[Act, Path]]) -> Path:
     from robustmim.report.page import Prose, evaluation_sections, write_page
 
     sections: list[Any] = [
@@ -170,7 +170,7 @@ def _page(out: Path, folders: dict[Act, Path]) -> Path:
             ),
         )
     ]
-    for act, folder in folders.items():
+    for act, folder in folders:
         sections += [Prose(title=act.title, text=""), *evaluation_sections(folder)]
     path = out / "report.html"
     write_page(path, title="Attacked, purified, classified", sections=sections)
