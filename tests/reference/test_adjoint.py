@@ -120,3 +120,103 @@ def test_equals_the_full_graph_in_float64(model, which, clip):
             value, found = pulled(lambda z, g=gradient: purifier.differentiable(z, keys=drawn, gradient=g), x, upstream)
             assert relative(value, expected_value) < 1e-12
             assert relative(found, expected) < tolerance, (mode, product)
+
+
+@pytest.mark.parametrize("mode", SMOOTH)
+def test_equals_the_full_graph_in_float32(mode):
+    purifier = AMRMPure(small_conv(torch.float32), CONFIGS["momentum"])
+    x, drawn = images(dtype=torch.float32), keys(0, "test", torch.arange(2))
+    upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    for product in ("hessian", "central-difference"):
+        gradient = GradientConfig(mode=mode, product=product)
+        _, expected = pulled(lambda z, g=gradient: unrolled_by_autograd(purifier, z, drawn, g), x, upstream)
+        _, found = pulled(lambda z, g=gradient: purifier.differentiable(z, keys=drawn, gradient=g), x, upstream)
+        assert relative(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("mode", ["tanh", "rational", "normalised"])
+def test_is_the_slope_of_the_smooth_purifier(mode):
+    """Finite differences know nothing of graphs: the purifier itself, moved a little either way."""
+    config = AMRMConfig(steps=3, step_size=Radius("3/255"), momentum=0.6, schedule="cosine", radius=Radius("inf"))
+    purifier = AMRMPure(small_conv(), config)
+    # Away from 0 and 1, so that no clip binds; τ is taken as constant, so the direction leaves the gradient's scale alone.
+    x, drawn = images() * 0.2 + 0.4, keys(0, "test", torch.arange(2))
+    generator = torch.Generator().manual_seed(3)
+    gradient = GradientConfig(mode=mode, clip="exact", product="hessian", forward="smooth")
+    upstream, way = (torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(2))
+
+    def purified(z):
+        return purifier.differentiable(z, keys=drawn, gradient=gradient)
+
+    _, slope = pulled(purified, x, upstream)
+    step = 1e-6
+    difference = ((purified(x + step * way) - purified(x - step * way)) * upstream).sum() / (2 * step)
+    tolerance = 1e-6 if mode == "normalised" else 0.02  # the scale that τ follows does move
+    torch.testing.assert_close((slope * way).sum(), difference, rtol=tolerance, atol=0)
+
+
+def test_the_last_steps_alone_and_a_wider_ball():
+    purifier = AMRMPure(small_conv(), CONFIGS["momentum"])
+    x, drawn = images(), keys(0, "test", torch.arange(2))
+    upstream = torch.ones_like(x)
+
+    def slope(**options):
+        gradient = GradientConfig(mode="tanh", product="hessian", **options)
+        return pulled(lambda z: purifier.differentiable(z, keys=drawn, gradient=gradient), x, upstream)
+
+    torch.testing.assert_close(slope(last=4)[1], slope()[1])
+    assert relative(slope(last=1)[1], slope()[1]) > 1e-3
+    torch.testing.assert_close(slope(last=0, clip="straight-through")[1], upstream)  # nothing seen: the identity
+    # The forward pass is the published purifier's unless the attacker takes another one.
+    torch.testing.assert_close(slope()[0], purifier(x, keys=drawn))
+    assert (slope(ball_scale=2.0, steps=6)[0] - purifier(x, keys=drawn)).abs().max() > 1 / 255
+
+
+def test_a_sample_alone_has_the_same_gradient():
+    purifier = AMRMPure(small_conv(), CONFIGS["momentum"])
+    x, drawn = images(4), keys(0, "test", torch.arange(4))
+    gradient = GradientConfig(mode="tanh")
+    _, together = pulled(lambda z: purifier.differentiable(z, keys=drawn, gradient=gradient), x, torch.ones_like(x))
+    one = torch.tensor([2])
+    _, alone = pulled(
+        lambda z: purifier.differentiable(z, keys=drawn[one], gradient=gradient), x[one], torch.ones_like(x[one])
+    )
+    torch.testing.assert_close(alone[0], together[2], rtol=1e-6, atol=1e-9)
+
+
+class Held:
+    """A tensor that autograd keeps for the backward pass; counts while it lives."""
+
+    live = peak = 0
+
+    def __init__(self, tensor):
+        self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+        Held.live += self.size
+        Held.peak = max(Held.peak, Held.live)
+
+    def __del__(self):
+        Held.live -= self.size
+
+
+def peak_of(steps, product):
+    """Return the most bytes that autograd holds at any moment of a forward and a backward pass."""
+    x, drawn = images(2, 32, torch.float32), keys(0, "test", torch.arange(2))
+    purifier = AMRMPure(small_conv(torch.float32), AMRMConfig(steps=steps, momentum=0.5))
+    gradient = GradientConfig(mode="tanh", product="hessian" if product == "full graph" else product)
+
+    def purified(leaf):
+        if product == "full graph":
+            return unrolled_by_autograd(purifier, leaf, drawn, gradient)
+        return purifier.differentiable(leaf, keys=drawn, gradient=gradient)
+
+    Held.peak = Held.live
+    before = Held.live
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        pulled(purified, x, torch.ones_like(x))
+    return Held.peak - before
+
+
+def test_memory_does_not_grow_with_the_steps():
+    for product in ("hessian", "forward-difference"):
+        assert peak_of(12, product) < 1.1 * peak_of(3, product)
+    assert peak_of(12, "full graph") > 3 * peak_of(3, "full graph")

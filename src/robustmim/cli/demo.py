@@ -109,7 +109,7 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
     from robustmim.cli.console import Progress, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import Evaluator
+    from robustmim.evaluate.run import Evaluator, cells
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
     from robustmim.runs import RunFolder
@@ -125,7 +125,7 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
         shutil.rmtree(path)  # a demo starts over; a folder that is not a run is left alone
     folder = RunFolder(path, recipe={"evaluate": recipe, "purify": purify}, kind="evaluate")
     say(f"\n{act.title}: {len(source)} images, {act.classifier} behind {describe(purify)}")
-    progress = Progress(len(source), unit="images", every=0.0)
+    progress = Progress(len(source) * len(cells(recipe, purified=True)), unit="verdicts", every=3.0)
     evaluator.run(source, folder, device=device, report=lambda done, note: progress.update(done))
     content = conclude(evaluator, source, folder, classifier=act.classifier, purify=purify, device=device)
     _tell(content)

@@ -103,10 +103,14 @@ def _verdict(claim: dict[str, Any]) -> Verdict:
     if worst:
         add(f"Gray-box attack, ε {worst['radius']}", "gray-box", float(Radius(worst["radius"])))
         # Only where attacks were combined does the worst case say more than the gray box has said.
-        if any(row["attack"] == "white-box" for row in claim["cells"]):
+        if any(row["attack"] not in ("none", "gray-box") for row in claim["cells"]):
             counts = {"correct": round(worst["accuracy"] * claim["images"]), "n": claim["images"]} | worst
             headlines.append(
-                Headline(f"Worst case, ε {worst['radius']}", _share(counts), "right under both attacks; an upper bound")
+                Headline(
+                    f"Worst case, ε {worst['radius']}",
+                    _share(counts),
+                    "the worst attack for each image; an upper bound",
+                )
             )
     norm = NORMS.get(claim["norm"], claim["norm"])
     return Verdict(
@@ -124,6 +128,8 @@ def _verdict(claim: dict[str, Any]) -> Verdict:
 
 
 def _accuracy(claim: dict[str, Any]) -> list[Section]:
+    if {row["attack"] for row in claim["cells"]} - {attack for attack, _ in CURVES} - {"none"}:
+        return _suite(claim)
     cells = _cells(claim)
     radii = sorted({radius for _, radius, _ in cells})
     names = {float(Radius(row["radius"])): str(row["radius"]) for row in claim["cells"]} | {0.0: "0"}
@@ -171,6 +177,69 @@ def _accuracy(claim: dict[str, Any]) -> list[Section]:
             lead="Accuracy, its 95 % Wilson interval in percent, and the images behind it.",
         ),
     ]
+
+
+def _suite(claim: dict[str, Any]) -> list[Section]:
+    """Return the tables of a suite: attacks by budgets, the worst of them at the bottom, and what each one costs."""
+    defence = "purified" if claim["purifier"] is not None else "bare"
+    cells, worst = _cells(claim), {float(Radius(row["radius"])): row for row in claim.get("worst_cases", [])}
+    names = {float(Radius(row["radius"])): str(row["radius"]) for row in claim["cells"] if row["attack"] != "none"}
+    radii, about = sorted(names), claim.get("attacks", {})
+    attacks = list(dict.fromkeys(row["attack"] for row in claim["cells"] if row["attack"] != "none"))
+
+    def row(title: str, attack: str, where: str) -> tuple[str, tuple[Share | None, ...]]:
+        return title, tuple(cells.get((attack, radius, where)) for radius in radii)
+
+    rows = []
+    for attack in attacks:
+        own = about.get(attack, {})
+        if defence == "purified" and own.get("against") == "classifier":
+            rows.append(row(f"{attack}, bare classifier", attack, "bare"))
+        drawn = own.get("randomness", "fresh")
+        rows.append(row(attack if drawn == "fresh" else f"{attack} (draws {drawn})", attack, defence))
+    rows.append(("worst case, sample by sample", tuple(_share(worst[r]) if r in worst else None for r in radii)))
+    sections: list[Section] = [
+        AccuracyTable(
+            title="Every attack",
+            corner="attack",
+            columns=tuple(f"ε = {names[radius]}" for radius in radii),
+            rows=tuple(rows),
+            lead="Accuracy on fresh draws, its 95 % Wilson interval in percent, and the images that faced the attack. The worst "
+            "case takes for each image the attack that was worst for it.",
+        )
+    ]
+    rules = [
+        (
+            f"{where}, ε {found['radius']}",
+            ", ".join(f"{name} {percent(value)}" for name, value in found["rules"].items() if name != "draws"),
+        )
+        for where, listed in (
+            ("Clean, purified", [c for c in claim["cells"] if c["attack"] == "none" and c["defence"] == "purified"]),
+            ("Worst case", claim.get("worst_cases", [])),
+        )
+        for found in listed
+        if "rules" in found
+    ]
+    if rules:
+        sections.append(
+            Facts(
+                "Three rules",
+                tuple(rules),
+                lead="Mean: share of the fresh draws that are right. Majority: right in more than half, broken only if a second "
+                "set of draws confirms it. Worst: right in every draw.",
+            )
+        )
+    costs = {(c["attack"], c["radius"]): c["cost"] for c in claim["cells"] if "cost" in c}
+    if costs:
+        spent = tuple(
+            (
+                f"{attack}, ε {radius}",
+                f"{c['forward']:.0f} forward, {c['backward']:.0f} backward, {c['seconds']:.2f} s an image",
+            )
+            for (attack, radius), c in costs.items()
+        )
+        sections.append(Facts("What each attack cost", spent))
+    return sections
 
 
 def _per_class(claim: dict[str, Any], radius: str) -> list[Section]:
