@@ -27,7 +27,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv"),
     "purifier": ("robustmim.purify.amrm",),
-    "attack": ("robustmim.attacks.pgd",),
+    "attack": ("robustmim.attacks.pgd", "robustmim.attacks.apgd", "robustmim.attacks.square"),
     "data": ("robustmim.data.official", "robustmim.data.samples"),
 }
 _REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}
