@@ -155,6 +155,8 @@ class Target:
         return Slope(value, logits.detach(), missed, gradient)
 
     def _backward(self, total: Tensor, leaf: Images) -> Images:
+        if not total.requires_grad:  # a defence that is cut off from its input; the honesty checks will say so
+            return torch.zeros_like(leaf)
         began = time.perf_counter()
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
         self.cost.seconds += time.perf_counter() - began

@@ -1,0 +1,363 @@
+"""The runner: verdicts, worst cases, columns, halves, shards, and what it says of broken defences."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from robustmim.config import AttackConfig, ChecksConfig, DataConfig, EvaluateRecipe, GradientConfig
+from robustmim.data.loader import Batch
+from robustmim.errors import RecipeError
+from robustmim.evaluate.claims import claim, faced_by_sample, proportion, worst_case
+from robustmim.evaluate.honesty import active_checks, status
+from robustmim.evaluate.run import Cell, Evaluator, read_records
+from robustmim.evaluate.verdict import broken, judge, share, worst_of
+from robustmim.geometry import Ball
+from robustmim.purify.traits import Traits
+from robustmim.radius import Radius
+from robustmim.rng import keys
+from robustmim.runs import RunFolder, read_lines
+from robustmim.train.distributed import World
+
+CPU = torch.device("cpu")
+R = Radius("8/255")
+
+
+class Halves(nn.Module):
+    """Two classes: is the left half of the image lighter than the right one?"""
+
+    def __init__(self, gain=10.0):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x):
+        side = x.shape[-1] // 2
+        score = self.gain * (x[..., :side].mean((1, 2, 3)) - x[..., side:].mean((1, 2, 3)))
+        return torch.stack([-score, score], 1)
+
+
+class Images:
+    """A source of images whose halves differ by a known amount: image i falls at ε = gap_i / 2."""
+
+    name, classes = "halves", ("left darker", "left lighter")
+
+    def __init__(self, n=12, side=8, largest=32):
+        self.ids = torch.arange(n) + 100
+        gap = torch.linspace(2, largest, n).round()
+        self.labels = (torch.arange(n) % 2).long()
+        x = torch.full((n, 3, side, side), 128.0)
+        x[..., : side // 2] += (gap * (2 * self.labels - 1)).view(-1, 1, 1, 1)
+        self.images = x.to(torch.uint8)
+        self.gap = gap / 255
+
+    def __len__(self):
+        return len(self.ids)
+
+    def fetch(self, indices):
+        return self.images[indices]
+
+
+class Purify:
+    """A purifier made of one function of (images, keys)."""
+
+    def __init__(self, change, *, randomised, optimises=False, ball=None):
+        self.change = change
+        self.traits = Traits(randomised=randomised, optimises_at_test_time=optimises, steps=1, ball=ball)
+
+    def __call__(self, x, *, keys, callback=None):
+        with torch.no_grad():
+            return self.change(x, keys).clamp(0, 1)
+
+
+def noisy(scale):
+    return Purify(lambda x, drawn: x + scale * drawn.normal(*x.shape[1:]), randomised=True)
+
+
+def recipe(*attacks, **changes):
+    attacks = attacks or (AttackConfig(name="pgd", eot=4),)
+    plain = EvaluateRecipe(data=DataConfig(name="halves"), radii=(R,), attacks=attacks, batch_size=4, draws=4)
+    return dataclasses.replace(plain, **changes)
+
+
+def evaluated(path, evaluator, source=None, **options):
+    folder = RunFolder(path, recipe={"evaluate": evaluator.recipe}, kind="evaluate")
+    source = Images() if source is None else source
+    assert evaluator.run(source, folder, device=CPU, **options)
+    return source, folder, read_records(path)
+
+
+def concluded(path, evaluator, source=None):
+    source, folder, records = evaluated(path, evaluator, source)
+    checks = active_checks(evaluator, source, folder, device=CPU)
+    named = {"classifier": "halves", "purifier": "p" if evaluator.purifier else None, "classes": source.classes}
+    return claim(records, evaluator, folder=path, checks=checks, **named)
+
+
+def levels(content):
+    return {one["check"]: one["level"] for one in content["findings"]}
+
+
+class TestVerdict:
+    def test_counts_draws_in_two_sets(self):
+        x, y = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 1])
+        right = judge(lambda z, drawn: torch.eye(2)[y], x, y, keys(0, "v", torch.arange(3)), draws=5)
+        assert right.right.tolist() == [5, 5, 5]
+        assert right.again.tolist() == [5, 5, 5]
+        coin = judge(
+            lambda z, drawn: torch.eye(2)[(drawn.uniform(1)[:, 0] < 0.5).long()],
+            x[:1].expand(2000, -1, -1, -1),
+            torch.zeros(2000, dtype=torch.long),
+            keys(0, "v", torch.arange(2000)),
+            draws=4,
+        )
+        assert abs(coin.right.mean() / 4 - 0.5) < 0.02
+        both = torch.corrcoef(torch.stack([coin.right, coin.again]))[0, 1]
+        assert abs(both) < 0.1  # the second set is independent of the first
+
+    def test_not_a_number_is_no_answer(self):
+        y = torch.zeros(2, dtype=torch.long)
+        logits = torch.tensor([[torch.nan, 0.0], [1.0, 0.0]])
+        found = judge(lambda z, drawn: logits, torch.rand(2, 3, 4, 4), y, keys(0, "v", torch.arange(2)), draws=1)
+        assert found.right.tolist() == [0, 1]
+        assert found.predicted.tolist() == [-1, 0]
+
+    def test_a_break_must_be_confirmed(self):
+        row = {"attack": "a", "draws": 4, "right": 1, "again": 3}
+        assert not broken(row)
+        assert broken(row | {"again": 2})
+        assert share(row) == 0.5
+        assert broken({"attack": "a", "draws": 1, "right": 0})
+
+    def test_the_worst_of_many_lucky_draws_is_not_worse_than_each(self):
+        """Twenty attacks that do nothing, on a defence right three times in four: chosen and scored on the same draws,
+        the worst would look far worse."""
+        generator = torch.Generator().manual_seed(0)
+        naive, ours = [], []
+        for _ in range(400):
+            rows = [
+                {"attack": str(i), "draws": 8}
+                | {k: int((torch.rand(8, generator=generator) < 0.75).sum()) for k in ("right", "again")}
+                for i in range(20)
+            ]
+            ours.append(worst_of(rows).share)
+            naive.append(min(row["right"] for row in rows) / 8)
+        assert abs(sum(ours) / 400 - 0.75) < 0.02
+        assert sum(naive) / 400 < 0.55
+
+
+class TestRunner:
+    def test_accuracy_is_what_geometry_says(self, tmp_path):
+        """Halves falls at ε ≥ gap / 2: the attack must find exactly those."""
+        evaluator = Evaluator(Halves(), None, recipe())
+        source, _, records = evaluated(tmp_path, evaluator)
+        found = {number: row["right"] for number, row in records["pgd", "8/255", "bare"].items()}
+        assert found == {
+            int(i): int(g > 2 * 8 / 255)
+            for i, g in zip(source.ids, source.gap, strict=True)
+            if abs(g - 16 / 255) > 1e-6
+        } | {int(i): found[int(i)] for i, g in zip(source.ids, source.gap, strict=True) if abs(g - 16 / 255) <= 1e-6}
+
+    @pytest.mark.parametrize("cascade", [False, True])
+    def test_processes_share_the_work_with_the_same_result(self, tmp_path, cascade):
+        attacks = (AttackConfig(name="one", eot=2, options={"steps": 2}), AttackConfig(name="two", eot=2))
+        evaluator = Evaluator(Halves(), noisy(0.02), recipe(*attacks, cascade=cascade))
+        source, _, alone = evaluated(tmp_path / "alone", evaluator)
+
+        class Pretend(World):
+            def any(self, value):
+                return value
+
+        folder = RunFolder(tmp_path / "two", recipe={"evaluate": evaluator.recipe}, kind="evaluate")
+        for rank in (1, 0):  # the leader last: it merges
+            evaluator.run(source, folder, device=CPU, world=Pretend(rank, 2, CPU))
+        assert read_records(tmp_path / "two") == alone
+        assert (tmp_path / "two" / "records.jsonl").read_bytes() == (tmp_path / "alone" / "records.jsonl").read_bytes()
+        assert not list((tmp_path / "two").glob("records.*.jsonl"))
+        if cascade:
+            skipped = [row for row in alone["two", "8/255", "purified"].values() if row.get("skipped")]
+            assert skipped
+            assert all(broken(alone["one", "8/255", "purified"][row["id"]]) for row in skipped)
+
+    def test_cut_anywhere_it_ends_with_the_same_file(self, tmp_path):
+        """Sixty cuts at every kind of place: in the middle of a line, of a cell, between cells."""
+        attacks = (
+            AttackConfig(name="gray", against="classifier"),
+            AttackConfig(name="white", eot=2, options={"steps": 3}),
+        )
+        evaluator = Evaluator(Halves(), noisy(0.02), recipe(*attacks))
+        source, _, _ = evaluated(tmp_path / "whole", evaluator)
+        whole = (tmp_path / "whole" / "records.jsonl").read_bytes()
+        generator = torch.Generator().manual_seed(0)
+        for cut in torch.randint(len(whole), (60,), generator=generator).tolist():
+            path = tmp_path / f"cut{cut}"
+            folder = RunFolder(path, recipe={"evaluate": evaluator.recipe}, kind="evaluate")
+            (path / "records.jsonl").write_bytes(whole[:cut])
+            assert evaluator.run(source, folder, device=CPU)
+            assert (path / "records.jsonl").read_bytes() == whole
+
+    def test_memory_that_does_not_suffice_halves_the_batch(self, tmp_path):
+        class Small(Halves):
+            def forward(self, x):
+                if len(x) > 2:
+                    raise torch.OutOfMemoryError("pretended")
+                return super().forward(x)
+
+        _, _, small = evaluated(tmp_path / "small", Evaluator(Small(), None, recipe()))
+        _, _, large = evaluated(tmp_path / "large", Evaluator(Halves(), None, recipe()))
+        for key, rows in large.items():
+            assert {i: row["right"] for i, row in rows.items()} == {i: row["right"] for i, row in small[key].items()}
+
+    def test_not_a_number_stays_with_its_sample(self, tmp_path):
+        class Poisoned(Halves):
+            def forward(self, x):
+                logits = super().forward(x)
+                bad = (x[:, 0, 0, 0] > 0.75)[:, None]  # one image, wherever an attack may move it
+                return logits.masked_fill(bad, torch.nan)
+
+        source = Images(n=5, largest=120)
+        _, _, sound = evaluated(tmp_path / "sound", Evaluator(Halves(), None, recipe()), source)
+        _, _, found = evaluated(tmp_path / "poisoned", Evaluator(Poisoned(), None, recipe()), source)
+        for key, rows in sound.items():
+            for number, row in rows.items():
+                assert found[key][number]["predicted"] == (-1 if number == 103 else row["predicted"])
+
+    def test_columns_of_known_and_fixed_draws(self, tmp_path):
+        """Noise that hides: fresh draws protect by luck, an attacker who knows the draw sees through it."""
+        attacks = (
+            AttackConfig(name="fresh", eot=1, options={"steps": 10, "drop": False}),
+            AttackConfig(name="known", randomness="known"),
+            AttackConfig(name="fixed", randomness="fixed"),
+        )
+        evaluator = Evaluator(Halves(), noisy(0.3), recipe(*attacks))
+        _, _, records = evaluated(tmp_path, evaluator)
+        shares = {
+            name: sum(share(row) for row in records[name, "8/255", "purified"].values()) / 12
+            for name in ("fresh", "known", "fixed")
+        }
+        assert shares["known"] <= shares["fresh"] + 0.05
+        assert all(row["draws"] == 1 for row in records["known", "8/255", "purified"].values())
+        summed = worst_case(records, evaluator.recipe, R, purified=True)
+        assert summed["accuracy"] == pytest.approx(shares["fresh"], abs=1e-3)  # fresh draws alone make the headline
+
+    def test_recipes_that_contradict_themselves_are_refused(self):
+        for attacks, words in (
+            ((AttackConfig(name="a"), AttackConfig(name="a")), "two attacks"),
+            ((AttackConfig(name="a", randomness="known", eot=2),), "nothing to average"),
+            ((AttackConfig(name="a", radii=(Radius("1/255"),)),), "not among the recipe's radii"),
+            ((AttackConfig(name="a", attack="pdg"),), "Did you mean 'pgd'"),
+            ((AttackConfig(name="a", attack="square"),), "works in linf"),
+        ):
+            with pytest.raises(RecipeError, match=words):
+                Evaluator(Halves(), None, recipe(*attacks, norm="l2"))
+        with pytest.raises(RecipeError, match="offers no tanh gradient"):
+            Evaluator(Halves(), noisy(0.1), recipe(AttackConfig(name="a", gradient=GradientConfig(mode="tanh"))))
+
+
+class Quantised(nn.Module):
+    """JPEG-like: the gradient of rounding is zero."""
+
+    def forward(self, x):
+        return (x * 64).round() / 64
+
+
+class TestBrokenDefences:
+    """A tour: each was once published in some form; the evaluation must see through it or say that it cannot."""
+
+    def test_input_noise_without_eot_is_red_and_with_it_falls(self, tmp_path):
+        careless = concluded(tmp_path / "a", Evaluator(Halves(), noisy(0.1), recipe(AttackConfig(name="pgd", eot=1))))
+        assert levels(careless)["no-eot"] == "red"
+        careful = concluded(tmp_path / "b", Evaluator(Halves(), noisy(0.1), recipe(AttackConfig(name="pgd", eot=16))))
+        assert "no-eot" not in levels(careful)
+        bare = concluded(tmp_path / "c", Evaluator(Halves(), None, recipe()))
+        assert careful["worst_case"]["rules"]["majority"] <= bare["worst_case"]["accuracy"] + 0.1
+
+    def test_quantisation_has_no_gradient_and_transfer_finds_it_out(self, tmp_path):
+        model = nn.Sequential(Quantised(), Halves())
+        attacks = (AttackConfig(name="pgd"), AttackConfig(name="square", attack="square", options={"queries": 200}))
+        content = concluded(tmp_path, Evaluator(model, None, recipe(*attacks)))
+        assert levels(content)["zero-gradient"] == "red"
+        assert levels(content)["black-box-wins"] == "red"
+        # In front of the same classifier as a purifier, the identity passes for its gradient and it falls.
+        purifier = Purify(lambda x, drawn: (x * 64).round() / 64, randomised=False)
+        through = concluded(tmp_path / "b", Evaluator(Halves(), purifier, recipe(AttackConfig(name="pgd"))))
+        bare = concluded(tmp_path / "c", Evaluator(Halves(), None, recipe()))
+        assert through["worst_case"]["accuracy"] <= bare["worst_case"]["accuracy"] + 0.1
+
+    def test_a_detached_front_end_is_red(self, tmp_path):
+        class Detached(Halves):
+            def forward(self, x):
+                return super().forward(x.detach())
+
+        content = concluded(tmp_path, Evaluator(Detached(), None, recipe()))
+        assert levels(content)["zero-gradient"] == "red"
+        assert status(content["findings"]) == "red"
+
+    def test_a_saturated_softmax_has_no_gradient_but_dlr_sees_it(self, tmp_path):
+        loud = Halves(gain=1e5)
+        content = concluded(tmp_path / "ce", Evaluator(loud, None, recipe()))
+        assert levels(content)["zero-gradient"] == "red"
+        attacks = (AttackConfig(name="pgd"), AttackConfig(name="margin", options={"loss": "margin"}))
+        seen = concluded(tmp_path / "margin", Evaluator(loud, None, recipe(*attacks)))
+        plain = concluded(tmp_path / "plain", Evaluator(Halves(), None, recipe()))
+        assert seen["worst_case"]["accuracy"] == plain["worst_case"]["accuracy"]
+
+    def test_probabilities_and_hidden_state_are_told(self, tmp_path):
+        softmax = nn.Sequential(Halves(), nn.Softmax(1))
+        assert levels(concluded(tmp_path / "softmax", Evaluator(softmax, None, recipe())))["probabilities"] == "amber"
+        moody = Purify(lambda x, drawn: x + 0.5 * torch.randn_like(x), randomised=True)  # the global generator
+        assert levels(concluded(tmp_path / "moody", Evaluator(Halves(), moody, recipe())))["not-repeatable"] == "red"
+
+    def test_an_attack_that_does_not_climb_is_told(self, tmp_path):
+        class Backwards(Halves):
+            """Right answers, gradients of the wrong sign."""
+
+            def forward(self, x):
+                return super().forward(2 * x.detach() - x)
+
+        checks = ChecksConfig(images=8)
+        content = concluded(tmp_path, Evaluator(Backwards(), None, recipe(checks=checks)))
+        assert levels(content)["loss-not-rising"] == "red"
+        assert levels(content)["large-budget"] == "red"
+
+    def test_a_sound_evaluation_is_not_red(self, tmp_path):
+        source = Images(n=40)
+        content = concluded(tmp_path, Evaluator(Halves(), None, recipe(checks=ChecksConfig(images=16))), source)
+        assert status(content["findings"]) == "amber"  # few images, and nothing else
+        assert set(levels(content)) == {"few-images"}
+
+
+def test_the_worst_case_is_no_better_than_any_attack():
+    rows = {}
+    for number in range(30):
+        for name, right in (("a", number % 5), ("b", (number * 7) % 5)):
+            row = {"id": number, "label": 0, "attack": name, "radius": "8/255", "defence": "purified", "predicted": 0}
+            rows.setdefault((name, "8/255", "purified"), {})[number] = row | {
+                "right": right,
+                "again": right,
+                "draws": 4,
+            }
+    found = worst_case(rows, recipe(AttackConfig(name="a"), AttackConfig(name="b")), R, purified=True)
+    for name in "ab":
+        cell = Cell(name, R, "purified")
+        alone = proportion([share(one[0]) for one in faced_by_sample(rows, [cell]).values()])
+        assert found["accuracy"] <= alone["accuracy"]
+
+
+def test_every_adversarial_image_is_within_the_budget():
+    source = Images()
+    evaluator = Evaluator(Halves(), noisy(0.05), recipe())
+    batch = Batch(source.images.float() / 255, source.labels, source.ids)
+    found, about, _ = evaluator.attacked(evaluator.recipe.attacks[0], batch, R)
+    assert Ball(eps=R).distance(found, batch.images).max() <= R * (1 + 1e-5)
+    assert sum(about["failed"]) == 0
+
+
+def test_records_are_lines_of_json(tmp_path):
+    evaluated(tmp_path, Evaluator(Halves(), None, recipe()))
+    rows = read_lines(tmp_path / "records.jsonl")
+    assert len(rows) == 24
+    assert json.loads((tmp_path / "costs.jsonl").read_text().splitlines()[0])["forward"] > 0
