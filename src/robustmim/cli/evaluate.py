@@ -45,23 +45,63 @@ def _chosen(recipe: EvaluateRecipe, names: str) -> tuple[AttackConfig, ...]:
     return tuple(attack for attack in recipe.attacks if attack.name in wanted)
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command."""
-    recipe, options, name = parse("evaluate", EvaluateRecipe, EvaluateOptions, arguments, default="cifar10-linf")
+def prepared(recipe: EvaluateRecipe, options: EvaluateOptions) -> EvaluateRecipe:
+    """Return the recipe with the options that narrow it down applied.
+
+    Raises:
+        RecipeError: no budgets, or attacks that the recipe does not have.
+    """
     if options.limit is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
-    purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
     if options.only is not None:
         recipe = dataclasses.replace(recipe, attacks=_chosen(recipe, options.only))
     if not recipe.radii:
         raise RecipeError("an evaluation needs at least one budget in `radii`")
+    return recipe
 
+
+def default_folder(name: str, options: EvaluateOptions, command: str = "evaluate") -> Path:
+    """Return where a run goes when nothing else is said."""
+    defence = f"{Path(options.classifier).stem}-{'bare' if options.purifier == 'none' else options.purifier}"
+    return Path(f"runs/{command}-{name}-{defence}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    recipe, options, name = parse("evaluate", EvaluateRecipe, EvaluateOptions, arguments, default="cifar10-linf")
+    recipe = prepared(recipe, options)
+    purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
+    code, content = measure(recipe, purify, options, Path(options.out or default_folder(name, options)))
+    if content is None:
+        return code
+
+    from robustmim.cli.console import output, say
+    from robustmim.evaluate.honesty import status
+
+    if options.json:
+        output(content)
+    show(content)
+    say(f"report: {content['report']}")
+    worst = content["worst_case"]
+    if worst and worst["accuracy"] < options.fail_under:
+        return 3
+    return 4 if status(content["findings"]) == "red" else 0
+
+
+def measure(
+    recipe: EvaluateRecipe, purify: PurifyRecipe | None, options: EvaluateOptions, path: Path
+) -> tuple[int, dict | None]:
+    """Run one evaluation into a folder, or say what it would cost.
+
+    Returns:
+        The exit code and the claim; None for the claim where there is none: a dry run, a run that was stopped, or a
+        process that does not lead.
+    """
     import torch
 
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.honesty import status
     from robustmim.evaluate.run import Evaluator, cells, read_records
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
@@ -76,9 +116,6 @@ def main(arguments: list[str]) -> int:
     first = source.fetch(torch.arange(min(2, len(source)))).to(device).float() / 255
     check_classifier(classifier, first, len(source.classes))
     evaluator = Evaluator(classifier, make_purifier(purify, device=device) if purify else None, recipe)
-
-    defence = f"{Path(options.classifier).stem}-{options.purifier if purify else 'bare'}"
-    path = Path(options.out or f"runs/evaluate-{name}-{defence}")
     if options.dry_run:
         from robustmim.evaluate.cost import estimate
 
@@ -90,7 +127,7 @@ def main(arguments: list[str]) -> int:
         say(f"{len(source)} images; at most {duration(seconds)} on {device}, less as images fall; nothing was written")
         if options.json:
             output({"images": len(source), "seconds": round(seconds), "device": str(device), "attacks": rows})
-        return 0
+        return 0, None
 
     asked = {key: getattr(options, key) for key in ("classifier", "arch", "purifier")}
     stop = {"asked": False}
@@ -129,20 +166,12 @@ def main(arguments: list[str]) -> int:
                 done = sum(len(rows) for rows in read_records(path).values())
                 of = len(source) * len(table)
                 say(f"stopped after {done} of {of} verdicts; to go on: robustmim {' '.join(sys.argv[1:])}")
-            return 130
+            return 130, None
         if not here.leads:
-            return 0
+            return 0, None
         title = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
         content = conclude(evaluator, source, folder, classifier=title, purify=purify, device=here.device)
-    page = write_report(path)
-    if options.json:
-        output(content)
-    show(content)
-    say(f"report: {page}")
-    worst = content["worst_case"]
-    if worst and worst["accuracy"] < options.fail_under:
-        return 3
-    return 4 if status(content["findings"]) == "red" else 0
+    return 0, content | {"report": str(write_report(path))}
 
 
 def show(content: dict) -> None:

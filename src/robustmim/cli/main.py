@@ -21,7 +21,9 @@ COMMANDS = {
     "train": "train a classifier",
     "pretrain": "train a masked model",
     "purify": "purify files or folders of images",
-    "evaluate": "clean, gray-box and white-box accuracy of a classifier behind a purifier",
+    "evaluate": "attack a classifier behind a purifier; verdict on fresh draws, with honesty checks",
+    "curve": "accuracy over the budget, an attack's steps, its draws, or the purifier's steps",
+    "compare": "a paired test of two evaluations on the same images",
     "corruptions": "accuracy of a classifier, bare and purified, under fog, noise, blur, …",
     "report": "the HTML page of a run",
 }

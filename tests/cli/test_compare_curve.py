@@ -1,0 +1,54 @@
+"""compare and curve: two runs of known difference, a curve whose points are runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from robustmim.cli.main import main
+from robustmim.evaluate.comparison import compare, exact_mcnemar
+from robustmim.runs import read_json
+from tests.tiny import TINY_EVALUATION
+
+
+def records(rights):
+    rows = {i: {"id": i, "right": r, "draws": 1} for i, r in enumerate(rights)}
+    return {("pgd", "8/255", "bare"): rows}
+
+
+def test_mcnemar_against_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for first, second in ((0, 0), (3, 3), (1, 9), (0, 6), (12, 30)):
+        expected = stats.binomtest(min(first, second), first + second).pvalue if first + second else 1.0
+        assert exact_mcnemar(first, second) == pytest.approx(expected)
+
+
+def test_pairs_are_compared_not_means():
+    first, second = records([1] * 20 + [0] * 20), records([1] * 14 + [0] * 26)
+    (row,) = compare(first, second)
+    assert row["n"] == 40
+    assert row["difference"] == pytest.approx(-6 / 40)
+    assert (row["only_first"], row["only_second"]) == (6, 0)
+    assert row["p"] == pytest.approx(2 / 2**6)
+    assert row["low"] < row["difference"] < row["high"] < 0
+
+
+def test_commands(tmp_path, capsys):
+    pytest.importorskip("foolbox")
+    words = ["curve", *TINY_EVALUATION[1:], "--limit", "4", "--purifier", "none", "--out", str(tmp_path)]
+    assert main([*words, "--over", "radius", "--values", "0/255,16/255", "--json"]) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [point["value"] for point in points] == ["0/255", "16/255"]
+    cells = [{(c["attack"], c["defence"]): c["correct"] for c in point["cells"]} for point in points]
+    assert cells[0]["gray-box", "bare"] == cells[0]["none", "bare"]  # no budget, no attack
+    assert cells[1]["gray-box", "bare"] < cells[0]["gray-box", "bare"]
+    assert read_json(tmp_path / "curve.json")["over"] == "radius"
+    assert main(["compare", str(tmp_path / "0-255"), str(tmp_path / "16-255"), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)  # clean images are what the two have in common
+    assert row["difference"] == 0
+    assert main(["compare", str(tmp_path / "0-255"), str(tmp_path / "nowhere")]) == 1
+    assert "holds no records" in capsys.readouterr().err
+    assert main([*words, "--over", "eot", "--values", "two"]) == 2
+    assert main([*words, "--over", "purification-steps", "--values", "2"]) == 2
+    assert "no purifier" in capsys.readouterr().err
