@@ -227,12 +227,24 @@ class PretrainRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """A purifier of one pass: each cell is replaced by what the masked model predicts for it when it is hidden."""
+
+    mask_ratio: float = 0.5
+    """Fraction of cells hidden at a time; 1/k takes k passes and leaves no cell out."""
+    blend: float = 1.0
+    """Weight of the prediction in the result, 0 to 1; the rest is the input."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PurifyRecipe:
     """A purifier: a masked model and how it is descended."""
 
     masked_model: str
     """Zoo name or folder of the masked model."""
     amrm: AMRMConfig = AMRMConfig()
+    reconstruction: ReconstructionConfig | None = None
+    """Predict once instead of descending; `amrm` is then not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,3 +350,23 @@ class CorruptionsRecipe:
     """Images at a time."""
     seed: int = 0
     """Seed of the corruptions and of the purifier's draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifyRecipe:
+    """Randomised smoothing (Cohen et al. 2019): radii in l2 within which the class provably does not change."""
+
+    data: DataConfig = DataConfig(split="test", limit=200)
+    sigma: float = 0.25
+    """Standard deviation of the Gaussian noise, for pixels in [0, 1]."""
+    selection_draws: int = 100
+    """Noisy copies on which the class is chosen, n₀."""
+    draws: int = 1000
+    """Other noisy copies, on which the probability of that class is bounded, n. They limit the radius:
+    σ Φ⁻¹(α^(1/n)) at most."""
+    alpha: float = 0.001
+    """Probability, for each image, that its certificate is wrong."""
+    batch_size: int = 100
+    """Noisy copies at a time."""
+    seed: int = 0
+    """Seed of the noise and of the purifier's draws."""

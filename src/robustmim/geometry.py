@@ -33,6 +33,28 @@ def _project_l1(delta: Tensor, radius: float) -> Tensor:
     return torch.where(magnitude.sum(1, keepdim=True) <= radius, flat, projected).view_as(delta)
 
 
+def project_l1_cube(point: Images, center: Images, eps: float) -> Images:
+    """Return the nearest point (in l2) to `point` that is within `eps` of `center` in l1 and within [0, 1].
+
+    Exact (Croce and Hein 2021, Proposition 2.1): each coordinate moves by min(room, |shift| - λ), never less than
+    zero, where room is what [0, 1] leaves it on that side. That sum is Σ (|shift| - λ)₊ - Σ (|shift| - room - λ)₊,
+    linear in λ between the sorted break points, so the λ at which it equals `eps` is found without iterating.
+    """
+    shift = (point - center).flatten(1).double()
+    start = center.flatten(1).double()
+    magnitude = shift.abs()
+    room = torch.where(shift > 0, 1 - start, start)
+    breaks, order = torch.cat([magnitude, magnitude - room], dim=1).sort(dim=1, descending=True)
+    slopes = torch.cat([torch.ones_like(room), -torch.ones_like(room)], dim=1).gather(1, order)
+    rising, weighted = slopes.cumsum(1), (slopes * breaks).cumsum(1)
+    # The last break point at which the sum is still within the budget; λ lies between it and the next.
+    place = ((weighted - breaks * rising) <= eps).sum(1, keepdim=True) - 1
+    slope, sum_at = rising.gather(1, place), weighted.gather(1, place)
+    shrink = torch.where(slope > 0, (sum_at - eps) / slope.clamp(min=1), breaks.gather(1, place)).clamp(min=0)
+    moved = shift.sign() * torch.minimum(magnitude - shrink, room).clamp(min=0)
+    return (center + moved.view_as(center).to(center)).clamp(0, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ball:
     """All images within `eps` of a centre, in a norm, and within [0, 1].

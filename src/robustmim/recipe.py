@@ -157,7 +157,9 @@ def parse(
     def pick(cls: Any) -> Any:
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
-    return pick(recipe), pick(options), Path(source).stem if source else "recipe"
+    # Not the stem: a shipped name may hold a point, as cifar10-sigma-0.12 does.
+    name = re.sub(r"\.ya?ml$", "", Path(source).name)
+    return pick(recipe), pick(options), name or "recipe"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

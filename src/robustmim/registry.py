@@ -26,8 +26,14 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.models.adapters",
     ),
     "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv"),
-    "purifier": ("robustmim.purify.amrm",),
-    "attack": ("robustmim.attacks.pgd", "robustmim.attacks.apgd", "robustmim.attacks.square"),
+    "purifier": ("robustmim.purify.amrm", "robustmim.purify.reconstruct"),
+    "attack": (
+        "robustmim.attacks.pgd",
+        "robustmim.attacks.apgd",
+        "robustmim.attacks.auto_attack",
+        "robustmim.attacks.fab",
+        "robustmim.attacks.square",
+    ),
     "data": ("robustmim.data.official", "robustmim.data.samples"),
 }
 _REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}

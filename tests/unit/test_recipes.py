@@ -11,7 +11,14 @@ import torch
 import yaml
 
 from robustmim.cli.main import main
-from robustmim.config import CorruptionsRecipe, EvaluateRecipe, PretrainRecipe, PurifyRecipe, TrainRecipe
+from robustmim.config import (
+    CertifyRecipe,
+    CorruptionsRecipe,
+    EvaluateRecipe,
+    PretrainRecipe,
+    PurifyRecipe,
+    TrainRecipe,
+)
 from robustmim.errors import RecipeError
 from robustmim.radius import Radius, radius_text
 from robustmim.recipe import find_recipe, load_recipe, parse, recipe_names
@@ -23,6 +30,7 @@ KINDS = {
     "purify": PurifyRecipe,
     "evaluate": EvaluateRecipe,
     "corruptions": CorruptionsRecipe,
+    "certify": CertifyRecipe,
 }
 RECIPES = recipe_names()
 TRAINED = [name for name, path in RECIPES.items() if path.parent.name in ("train", "pretrain")]

@@ -25,6 +25,7 @@ COMMANDS = {
     "curve": "accuracy over the budget, an attack's steps, its draws, or the purifier's steps",
     "compare": "a paired test of two evaluations on the same images",
     "corruptions": "accuracy of a classifier, bare and purified, under fog, noise, blur, …",
+    "certify": "radii within which a smoothed classifier provably does not change its mind",
     "report": "the HTML page of a run",
 }
 

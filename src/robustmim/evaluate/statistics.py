@@ -25,3 +25,23 @@ def wilson_interval(correct: float, n: int, *, z: float = 1.959964) -> tuple[flo
     low = 0.0 if correct == 0 else max(0.0, (middle - half) / scale)
     high = 1.0 if correct == n else min(1.0, (middle + half) / scale)
     return low, high
+
+
+def clopper_pearson_lower(correct: int, n: int, alpha: float) -> float:
+    """Return the one-sided lower bound of a proportion (Clopper and Pearson 1934), exact at every sample size.
+
+    The share p at which so many successes, or more, have the probability alpha. Over repetitions the true proportion lies
+    below the bound with a probability of at most alpha.
+
+    Args:
+        correct: successes, 0 to n.
+        n: trials, at least one.
+        alpha: in (0, 1).
+    """
+    if correct == 0:
+        return 0.0
+    if correct == n:
+        return alpha ** (1 / n)
+    from scipy.stats import beta
+
+    return float(beta.ppf(alpha, correct, n - correct + 1))

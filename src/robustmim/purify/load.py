@@ -9,11 +9,12 @@ from robustmim.errors import CheckpointError
 from robustmim.models.masked import MaskedModel
 from robustmim.models.zoo import load_model
 from robustmim.purify.amrm import AMRMPure
+from robustmim.purify.reconstruct import MaskedReconstruction
 from robustmim.radius import radius_text
 from robustmim.recipe import load_recipe
 
 
-def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -> AMRMPure:
+def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -> AMRMPure | MaskedReconstruction:
     """Build the purifier of a recipe.
 
     Raises:
@@ -22,10 +23,12 @@ def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -
     model = load_model(recipe.masked_model, kind="masked-model", device=device)
     if not isinstance(model, MaskedModel):
         raise CheckpointError(f"{recipe.masked_model} does not reconstruct from masks")
+    if recipe.reconstruction is not None:
+        return MaskedReconstruction(model, recipe.reconstruction)
     return AMRMPure(model, recipe.amrm)
 
 
-def load_purifier(name: str, *, device: torch.device | str = "cpu") -> AMRMPure:
+def load_purifier(name: str, *, device: torch.device | str = "cpu") -> AMRMPure | MaskedReconstruction:
     """Build a purifier from a recipe: a YAML file, or the name of one that ships.
 
     Raises:
@@ -37,6 +40,9 @@ def load_purifier(name: str, *, device: torch.device | str = "cpu") -> AMRMPure:
 
 def describe(recipe: PurifyRecipe) -> str:
     """Say in a line what a purifier does; choices of Algorithm 1 that are left at their plain form are not named."""
+    if recipe.reconstruction is not None:
+        single = recipe.reconstruction
+        return f"masked reconstruction, {recipe.masked_model}, mask {single.mask_ratio:g}, blend {single.blend:g}"
     config: AMRMConfig = recipe.amrm
     parts = [
         f"AMRM-Pure, {recipe.masked_model}",
