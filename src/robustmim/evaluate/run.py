@@ -329,7 +329,7 @@ class Evaluator:
             device: where to compute.
             world: this process among others; batches are dealt out in turn.
             max_seconds: wall-clock limit.
-            report: told the number of cells done and how the last stands.
+            report: told how many verdicts of this process are done, and how the last cell stands.
             stop: asked after each cell.
         """
         began = time.monotonic()
@@ -343,7 +343,9 @@ class Evaluator:
                 self.images[what] += int(measured["images"])
         if own.exists():
             _rewrite(own, read_lines(own))
-        finished = sum(1 for records in known.values() for _ in records)
+        size = self.recipe.batch_size
+        mine = {number for i, number in enumerate(source.ids.tolist()) if i // size % world.size == world.rank}
+        finished = sum(number in mine for records in known.values() for number in records)
         complete = True
         for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
             if place % world.size != world.rank:

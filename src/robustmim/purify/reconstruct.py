@@ -1,8 +1,9 @@
 """Purification in one pass: what the masked model predicts for each cell when that cell is hidden.
 
 A prediction that does not see a pixel cannot copy the noise in it (Batson and Royer 2019, Noise2Self), so this is a
-denoiser, and a hundred times cheaper than a descent: the one that randomised smoothing of thousands of noisy copies can
-afford. Against attackers it is a weak defence; nothing in it resists a gradient.
+denoiser; and it takes forward passes only, 1 / mask ratio of them, where a descent takes gradients step after step. That is
+what randomised smoothing can afford for thousands of noisy copies. As a defence it must be attacked through its gradient,
+which is exact and cheap (`differentiable`).
 """
 
 from __future__ import annotations
