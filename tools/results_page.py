@@ -42,7 +42,57 @@ def percent(row: dict | None) -> str:
     return f"{row['accuracy'] * 100:.1f} [{row['low'] * 100:.0f}, {row['high'] * 100:.0f}]"
 
 
+def suite(claim: dict, folder: Path) -> str:
+    """Return the table of a suite: attacks by budgets, the worst case at the bottom."""
+    defence = "purified" if claim["purifier"] else "bare"
+    cells = {(row["attack"], row["radius"], row["defence"]): row for row in claim["cells"]}
+    radii = list(dict.fromkeys(row["radius"] for row in claim["cells"] if row["attack"] != "none"))
+    lines = [
+        f"### {claim['classifier']}, {claim['purifier'] or 'no purifier'}",
+        "",
+        "| attack | clean | "
+        + " | ".join(f"ε = {radius}" for radius in radii)
+        + " | passes forward + backward, seconds |",
+        "|---" * (len(radii) + 3) + "|",
+    ]
+    for where in ("bare", "purified")[: 2 if claim["purifier"] else 1]:
+        clean = cells["none", "0", where]
+        lines.append(
+            "| " + " | ".join([f"none, {where} (n = {clean['n']})", percent(clean), *("" for _ in radii), ""]) + " |"
+        )
+    for attack in dict.fromkeys(row["attack"] for row in claim["cells"] if row["attack"] != "none"):
+        found = [cells.get((attack, radius, defence)) for radius in radii]
+        counts = sorted({row["n"] for row in found if row})
+        cost = next((row["cost"] for row in found if row and "cost" in row), None)
+        cost = cost or next((r["cost"] for r in claim["cells"] if r["attack"] == attack and "cost" in r), None)
+        spent = f"{cost['forward']:.0f} + {cost['backward']:.0f}, {cost['seconds']:.2f} s" if cost else ""
+        of = ", ".join(map(str, counts))
+        named = f"{attack} (n = {of})" if counts[-1] == claim["images"] else f"{attack} (of the {of} left standing)"
+        lines.append("| " + " | ".join([named, "", *map(percent, found), spent]) + " |")
+    worst = {row["radius"]: row for row in claim["worst_cases"]}
+    lines.append(
+        "| " + " | ".join(["**worst case**", "", *(percent(worst.get(radius)) for radius in radii), ""]) + " |"
+    )
+    rules = [row for row in claim["worst_cases"] if "rules" in row and claim["draws"] > 1]
+    if rules:
+        said = "; ".join(
+            f"{row['radius']}: mean {row['rules']['mean']:.1%}, majority {row['rules']['majority']:.1%}, every draw "
+            f"{row['rules']['worst']:.1%}"
+            for row in rules
+        )
+        lines += ["", f"Worst case under the three rules, two sets of {claim['draws']} fresh draws: {said}."]
+    threads = claim["environment"]["threads"]
+    hardware = f"{claim['environment']['hardware']}, {threads} thread{'s' * (threads > 1)}"
+    lines += ["", f"{claim['norm']}, seed {claim['seed']}, {hardware}; costs per image that faced the attack. "]
+    lines[-1] += "; ".join(f"{name}: {text}" for name, text in claim["protocol"].items()) + f". `results/{folder.name}`"
+    for finding in claim["findings"]:
+        lines += ["", f"*{finding['level']}*: {finding['sentence']}"]
+    return "\n".join(lines)
+
+
 def table(claim: dict, folder: Path) -> str:
+    if {row["attack"] for row in claim["cells"]} - {"none", "gray-box", "white-box"}:
+        return suite(claim, folder)
     cells = {(row["attack"], row["radius"], row["defence"]): row for row in claim["cells"]}
     radii = [row["radius"] for row in claim["cells"] if row["attack"] == "gray-box" and row["defence"] == "bare"]
     lines = [

@@ -52,7 +52,8 @@ def test_every_model_of_the_zoo_has_a_claim(name):
 
 
 def test_the_zoo_is_small_enough_for_the_wheel():
-    assert sum(path.stat().st_size for path in ZOO.rglob("*")) < 12 * 2**20
+    # 12 MB for the masked models and their classifier; the rest for classifiers that withstand attacks.
+    assert sum(path.stat().st_size for path in ZOO.rglob("*")) < 16 * 2**20
 
 
 @pytest.mark.parametrize(
