@@ -103,7 +103,10 @@ def _randomness(evaluator: Evaluator) -> Iterator[Finding]:
 
 def _gradients(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
     through = _through(evaluator)
-    if evaluator.purifier is not None and through and all(a.gradient.mode in ("identity", "exact") for a in through):
+    blind = {"identity"}
+    if evaluator.purifier is not None and evaluator.purifier.traits.optimises_at_test_time:
+        blind.add("exact")
+    if evaluator.purifier is not None and through and all(a.gradient.mode in blind for a in through):
         yield Finding(
             "identity-gradient",
             "amber",

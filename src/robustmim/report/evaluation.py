@@ -57,7 +57,7 @@ def evaluation_sections(folder: Path) -> list[Section]:
     with reading(path, REMEDY):
         sections: list[Section] = [_verdict(claim)]
     with reading(pictures, REMEDY):
-        sections += picture_sections(examples)
+        sections += picture_sections(examples, attack=_shown(claim))
     with reading(path, REMEDY):
         sections += _accuracy(claim)
         sections += _per_class(claim, examples.radius)
@@ -220,7 +220,7 @@ def _suite(claim: dict[str, Any]) -> list[Section]:
         for found in listed
         if "rules" in found
     ]
-    if rules:
+    if rules and claim.get("draws", 1) > 1:
         sections.append(
             Facts(
                 "Three rules",
@@ -240,6 +240,12 @@ def _suite(claim: dict[str, Any]) -> list[Section]:
         )
         sections.append(Facts("What each attack cost", spent))
     return sections
+
+
+def _shown(claim: dict[str, Any]) -> str:
+    """Name the attack that pictures and classes are shown for."""
+    attacks = list(dict.fromkeys(row["attack"] for row in claim["cells"] if row["attack"] != "none"))
+    return "Gray-box attack" if not attacks or "gray-box" in attacks else f"Attack {attacks[0]}"
 
 
 def _per_class(claim: dict[str, Any], radius: str) -> list[Section]:
@@ -264,7 +270,7 @@ def _per_class(claim: dict[str, Any], radius: str) -> list[Section]:
     return [
         Charts(
             title="Class by class",
-            lead=f"Gray-box attack at ε {radius}.",
+            lead=f"{_shown(claim)} at ε {radius}.",
             plots=(plot,),
             caption="Each class has a part of the images only: differences of several points may be chance.",
         )

@@ -52,8 +52,13 @@ def overlay(image: np.ndarray, attention: np.ndarray, *, size: int = 192) -> np.
     return 0.45 * grey.clip(0, 1)[None] + 0.55 * colour
 
 
-def picture_sections(examples: Examples) -> list[Section]:
-    """Return the grid of pictures of an evaluation, and that of attention where it was recorded."""
+def picture_sections(examples: Examples, *, attack: str = "Gray-box attack") -> list[Section]:
+    """Return the grid of pictures of an evaluation, and that of attention where it was recorded.
+
+    Args:
+        examples: the pictures.
+        attack: what made the attacked ones, for the lead.
+    """
     arrays = examples.arrays
     small = is_small(arrays["clean"])
     columns = {
@@ -87,7 +92,7 @@ def picture_sections(examples: Examples) -> list[Section]:
     sections: list[Section] = [
         ImageGrid(
             title="What the classifier sees",
-            lead=f"Gray-box attack at ε {examples.radius}. The first images of the data set, not chosen.",
+            lead=f"{attack} at ε {examples.radius}. The first images of the data set, not chosen.",
             rows=tuple(rows),
             caption=f"Differences are enlarged ten times; mid grey is no change.{kept} Select a picture to enlarge it.",
             pixelated=small,
