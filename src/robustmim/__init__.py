@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustmim.attacks.pgd import PGD
-    from robustmim.config import AMRMConfig, AttackConfig
+    from robustmim.config import AMRMConfig, AttackConfig, GradientConfig
     from robustmim.data.images import read_image, write_image
     from robustmim.data.sources import load as load_data
     from robustmim.geometry import Ball
@@ -34,6 +34,7 @@ _HOMES = {
     "AMRMConfig": "config",
     "AMRMPure": "purify.amrm",
     "AttackConfig": "config",
+    "GradientConfig": "config",
     "AttentionRecorder": "models.record",
     "Ball": "geometry",
     "Defended": "purify.defended",
@@ -66,6 +67,7 @@ __all__ = [
     "AttentionRecorder",
     "Ball",
     "Defended",
+    "GradientConfig",
     "Keys",
     "MaskedAutoencoder",
     "MaskedConvolution",
