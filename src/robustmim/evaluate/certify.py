@@ -35,7 +35,7 @@ from robustmim.config import CertifyRecipe
 from robustmim.errors import RecipeError
 from robustmim.evaluate.statistics import clopper_pearson_lower, wilson_interval
 from robustmim.models.masked import freeze
-from robustmim.purify.amrm import _padded
+from robustmim.purify.amrm import padded_batch
 from robustmim.purify.traits import Purifier
 from robustmim.rng import Keys, keys
 from robustmim.types import Images
@@ -156,7 +156,7 @@ class Smoothed:
             own = keys(self.recipe.seed, purpose, torch.full_like(place, number)).fold_each(place)
             noisy = x + self.recipe.sigma * own.fold("noise").normal(*x.shape).to(x)
             # Whole batches, so that a copy is classified alike to the last bit in batches of any size.
-            logits = self.base(*_padded(noisy, own.fold("purify")))[: len(place)]
+            logits = self.base(*padded_batch(noisy, own.fold("purify")))[: len(place)]
             answers = logits.argmax(1)[logits.isfinite().all(1)]
             counted = torch.bincount(answers, minlength=logits.shape[1]).cpu()
             found = counted if found is None else found + counted

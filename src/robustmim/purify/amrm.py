@@ -73,7 +73,7 @@ class ReconstructionObjective:
         return self.between(seen, target, step)
 
 
-def _padded(x: Tensor, keys: Keys) -> tuple[Tensor, Keys]:
+def padded_batch(x: Tensor, keys: Keys) -> tuple[Tensor, Keys]:
     """Repeat the last sample until the batch fills all threads, two at the least.
 
     Convolution kernels for a single image, or for batches that the threads do not divide, add up in another order; with
@@ -136,7 +136,7 @@ class AMRMPure:
         check_images(x)
         # Gradients are taken here whatever the caller's mode; tensors made in inference mode must be copied for that.
         with torch.inference_mode(False), torch.no_grad():
-            return self._descend(*_padded(x.detach().clone(), keys), size, callback)[:size]
+            return self._descend(*padded_batch(x.detach().clone(), keys), size, callback)[:size]
 
     def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
         """Return purified images that are connected to `x` by a gradient of the attacker's choice.
@@ -154,7 +154,7 @@ class AMRMPure:
         size = len(x)
         steps = self.config.steps if gradient.steps is None else gradient.steps
         config = replace(self.config, steps=steps, radius=Radius(self.config.radius * gradient.ball_scale))
-        padded, keys = _padded(x, keys)
+        padded, keys = padded_batch(x, keys)
         unrolled = Unrolled(
             objective=ReconstructionObjective(
                 self.model, config, keys, self.model.grid(*x.shape[-2:]), twice=gradient.product == "hessian"

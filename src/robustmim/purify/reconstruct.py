@@ -16,7 +16,7 @@ from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.models.masked import MaskedModel, freeze
 from robustmim.models.masking import enlarge, hidden_count, partition_masks
-from robustmim.purify.amrm import _padded
+from robustmim.purify.amrm import padded_batch
 from robustmim.purify.traits import Callback, Traits
 from robustmim.registry import register
 from robustmim.rng import Keys
@@ -96,7 +96,7 @@ class MaskedReconstruction:
     def _predict(self, x: Images, keys: Keys) -> tuple[Images, PerSample]:
         """Return the prediction of every cell, and the mean loss over the masks."""
         size = len(x)
-        x, keys = _padded(x, keys)
+        x, keys = padded_batch(x, keys)
         masks = partition_masks(keys.fold("mask"), self.model.grid(*x.shape[-2:]), self.config.mask_ratio)
         predicted, losses = x, []
         for mask in masks:
