@@ -93,6 +93,20 @@ def test_mistakes_are_answered(tmp_path, capsys, words, says):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(("kind", "name"), [("certify", "cifar10-sigma-0.25"), ("corruptions", "corruptions-cifar10")])
+def test_a_copied_recipe_comes_with_the_command_that_runs_it(tmp_path, capsys, kind, name):
+    target = tmp_path / "own.yaml"
+    assert main(["init", name, str(target)]) == 0
+    assert f"robustmim {kind} {target}" in capsys.readouterr().out
+
+
+def test_a_run_has_a_page(tmp_path):
+    few = ["--purifier", "none", "--draws", "1", "--selection_draws", "1", "--limit", "1"]
+    assert main([*FEW, *few, "--out", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path)]) == 0
+    assert "Certification" in (tmp_path / "report.html").read_text()
+
+
 def test_the_purifier_of_one_pass_works_elsewhere_too(tmp_path, capsys):
     from tests.tiny import TINY_EVALUATION
 

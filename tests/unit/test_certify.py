@@ -195,6 +195,30 @@ def test_a_claim_counts_what_is_right_and_certified():
     assert "0.75, 1.0" in content["findings"][0]["sentence"]
 
 
+@pytest.mark.parametrize(
+    ("answers", "labels", "warns"),
+    [
+        ([2] * 10, [2, 2, *range(3, 10), 0], True),
+        ([2] * 6 + [0, 1, 3, 4], [2] * 3 + [5] * 3 + [0, 1, 3, 4], False),  # twice as many as belong to it, and no more
+        ([2] * 5 + [0, 1, 3, 4, 5], [6] * 5 + [0, 1, 3, 4, 5], False),  # half, and no more
+        ([2] * 10, [2] * 10, False),
+        ([None] * 10, [2] * 10, False),
+        ([2] * 9, [0] * 9, False),
+    ],
+)
+def test_a_claim_warns_of_a_classifier_that_always_gives_one_answer(answers, labels, warns):
+    records = [
+        {"id": i, "label": label, "predicted": answer, "radius": 0.1, "count": 0, "most": answer}
+        for i, (answer, label) in enumerate(zip(answers, labels, strict=True))
+    ]
+    findings = conclude(records, recipe(draws=10**6), classifier="constant", purifier=None)["findings"]
+    found = [finding["sentence"] for finding in findings if "most frequent answer" in finding["sentence"]]
+    assert bool(found) == warns
+    if warns:
+        assert "class 2 is the most frequent answer to 10 of 10 images, while 2 belong to it" in found[0]
+        assert "8 images are certified with a wrong class" in found[0]
+
+
 # The purifier of one pass.
 
 x = torch.rand(5, 3, 16, 16, generator=generator)

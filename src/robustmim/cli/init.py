@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
         shutil.copyfile(source, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
-    command = {"train": "train", "pretrain": "pretrain", "evaluate": "evaluate"}.get(source.parent.name)
-    hint = f"robustmim {command} {target}" if command else f"robustmim purify IMAGES --recipe {target}"
+    kind = source.parent.name
+    takes_it_first = kind in ("train", "pretrain", "evaluate", "corruptions", "certify")
+    hint = f"robustmim {kind} {target}" if takes_it_first else f"robustmim purify IMAGES --recipe {target}"
     print(f"{target}: edit it, then {hint}")
     return 0

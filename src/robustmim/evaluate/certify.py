@@ -21,6 +21,7 @@ The noise is float32 and made from 24 random bits a value, which ends at 5.8 σ:
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -212,6 +213,30 @@ def _share(correct: int, n: int) -> dict[str, Any]:
     }
 
 
+def _one_answer(records: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Warn of a smoothed classifier that has stopped looking: a constant has wide certificates, and is right on its class.
+
+    Told of at least ten images, where one class is the answer to more than half of them and to more than twice as many as
+    belong to it. The thresholds are ours.
+    """
+    answers = Counter(record["most"] for record in records if record["most"] is not None)
+    if len(records) < 10 or not answers:
+        return []
+    [(answer, times)] = answers.most_common(1)
+    belong = sum(record["label"] == answer for record in records)
+    if times <= max(len(records) / 2, 2 * belong):
+        return []
+    wrong = sum(record["predicted"] not in (None, record["label"]) for record in records)
+    return [
+        {
+            "level": "amber",
+            "sentence": f"Under this noise class {answer} is the most frequent answer to {times} of {len(records)} images, while "
+            f"{belong} belong to it: a classifier that hardly looks has wide certificates, and its radii say little. "
+            f"{wrong} images are certified with a wrong class.",
+        }
+    ]
+
+
 def conclude(
     records: list[dict[str, Any]], recipe: CertifyRecipe, *, classifier: str, purifier: str | None
 ) -> dict[str, Any]:
@@ -237,6 +262,7 @@ def conclude(
                 "the certified accuracy is zero for want of draws or of noise, whatever the classifier does.",
             }
         )
+    findings += _one_answer(records)
     return {
         "classifier": classifier,
         "purifier": purifier,

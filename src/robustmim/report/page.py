@@ -20,7 +20,14 @@ from robustmim.runs import atomic
 
 __all__ = ["Prose", "evaluation_sections", "write_page", "write_report"]
 
-TITLES = {"evaluate": "Evaluation", "train": "Training", "pretrain": "Pre-training", "purify": "Purification"}
+TITLES = {
+    "evaluate": "Evaluation",
+    "train": "Training",
+    "pretrain": "Pre-training",
+    "purify": "Purification",
+    "corruptions": "Corruptions",
+    "certify": "Certification",
+}
 REMEDY = "name the folder of a run, which holds run.json"
 NARROW, HALF, WIDE = 340, 500, 1040  # widths of charts in pixels: a phone, half a page, a page
 
