@@ -9,7 +9,8 @@ of `AMRMConfig`. The same code purifies with any `MaskedModel`.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from robustmim.data.images import check_images
 from robustmim.descent import projected_descent
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
+from robustmim.models.frozen_convolution import LeanSecondDerivative
 from robustmim.models.masked import MaskedModel, freeze
 from robustmim.models.masking import MaskSchedule
 from robustmim.models.vit import explicit_attention
@@ -55,16 +57,22 @@ class ReconstructionObjective:
         self, model: MaskedModel, config: AMRMConfig, keys: Keys, grid: tuple[int, int], *, twice: bool = False
     ) -> None:
         self.paths: Literal["both", "input", "target"] = config.gradient
-        self._attention = lambda: explicit_attention(model) if twice and isinstance(model, nn.Module) else nullcontext()
+        self._twice = twice
         self._model, self._keys, self._grid = model, keys, grid
         self._schedule = MaskSchedule(ratio=config.mask_ratio, scheme=config.masks, average=config.mask_average)
 
     def between(self, seen: Images, target: Images, step: int) -> PerSample:
         """Return the loss of reconstructing `target` from what is visible of `seen`."""
         masks = self._schedule.masks(self._keys, self._grid, step)
-        with self._attention():
+        with self._differentiable_twice() if self._twice else nullcontext():
             losses = [self._model.reconstruct(seen, mask, target=target).loss for mask in masks]
         return torch.stack(losses).mean(0) if len(losses) > 1 else losses[0]
+
+    @contextmanager
+    def _differentiable_twice(self) -> Iterator[None]:
+        attention = explicit_attention(self._model) if isinstance(self._model, nn.Module) else nullcontext()
+        with attention, LeanSecondDerivative():
+            yield
 
     def __call__(self, x: Images, step: int) -> PerSample:
         """Return the loss with gradients through the paths of the configuration (A7)."""
