@@ -32,4 +32,5 @@ case_of cifar10-resnet56-mae-patch2 cifar10-linf "$resnet56" amrm-mae-patch2-cif
 # photographs-white-box is unfinished: the same line goes on with it.
 case_of photographs-white-box imagenet-linf efficientnet-lite0 recommended-photos
 case_of cifar10-fast-cnn-adversarial standard fast-cnn-adversarial-cifar10 none --checks.images 0 --attacks '[{name: PGD-50, options: {steps: 50, step_size: 0.1}}, {name: APGD-CE, attack: apgd-ce, options: {steps: 50}}, {name: APGD-T, attack: apgd-targeted, options: {steps: 20, targets: 3}}]'
-case_of gradient-modes-resnet56-masked-conv gradient-modes "$resnet56" recommended-cifar10 --limit 64 --batch_size 16
+case_of gradient-modes-resnet56-masked-conv gradient-modes "$resnet56" recommended-cifar10
+case_of gradient-modes-fast-cnn-masked-conv gradient-modes fast-cnn-cifar10 recommended-cifar10
