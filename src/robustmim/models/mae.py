@@ -7,6 +7,7 @@ order, and positions travel with their tokens.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustmim.errors import InputError
-from robustmim.models.masked import Reconstruction
+from robustmim.models.masked import Counted, Reconstruction, Units
 from robustmim.models.masking import check_mask, enlarge, split_ids
 from robustmim.models.normalise import CIFAR10, Normalise, Statistics
 from robustmim.models.record import AttentionRecorder
@@ -59,7 +60,7 @@ class MaskedAutoencoder(nn.Module):
         statistics: Statistics = CIFAR10,
     ) -> None:
         super().__init__()
-        self.image_size, self.patch_size, self.target = image_size, patch_size, target
+        self.image_size, self.patch_size, self.target, self.depth = image_size, patch_size, target, depth
         grid = grid_of(image_size, image_size, patch_size)
         self.normalise = Normalise(statistics)
         self.patch_embed = PatchEmbed(patch_size, channels, width)
@@ -92,24 +93,57 @@ class MaskedAutoencoder(nn.Module):
             )
         return grid_of(height, width, self.patch_size)
 
-    def encode(self, patches: Float[Tensor, "batch patches pixels"], visible: Tensor) -> Tokens:
-        """Encode the visible patches: `[B, 1 + visible, width]`, class token first, after the final norm."""
+    def encode(
+        self, patches: Float[Tensor, "batch patches pixels"], visible: Tensor, *, layer: int = 0
+    ) -> tuple[Tokens, Tokens]:
+        """Encode the visible patches: the encoder's output, and the tokens of a layer (see `tokens`).
+
+        Both are `[B, 1 + visible, width]`, class token first.
+        """
         tokens = self.patch_embed(_gather(patches, visible)) + _gather(self.pos_embed[:, 1:], visible)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], dim=1)
-        for block in self.blocks:
+        kept = tokens
+        for number, block in enumerate(self.blocks, 1):
             tokens = block(tokens)
-        return self.norm(tokens)
+            kept = tokens if number == layer else kept
+        output = self.norm(tokens)
+        return output, kept if layer else output
 
-    def decode(self, encoded: Tokens, visible: Tensor, hidden: Tensor) -> Float[Tensor, "batch hidden pixels"]:
-        """Predict the hidden patches from the encoding of the visible ones."""
+    def tokens(self, x: Images, mask: Mask, *, layer: int = 0) -> Tokens:
+        """Return the tokens of the visible patches, class token first: `[B, 1 + visible, width]`.
+
+        Args:
+            x: images.
+            mask: what is hidden.
+            layer: 0 for the encoder's output, after the final norm; n for the output of block n, counted from 1, which no
+                norm has seen.
+
+        Raises:
+            InputError: an image or a mask of the wrong size, or a block that is not there.
+        """
+        self._check(x, mask, layer)
+        visible, _ = split_ids(mask)
+        return self.encode(patchify(self.normalise(x), self.patch_size), visible, layer=layer)[1]
+
+    def _check(self, x: Images, mask: Mask, layer: int | None) -> None:
+        check_mask(mask, self.grid(*x.shape[-2:]))
+        if layer is not None and not 0 <= layer <= self.depth:
+            raise InputError(
+                f"there is no layer {layer} in an encoder of {self.depth} blocks; 0 is its output after the norm"
+            )
+
+    def decode(
+        self, encoded: Tokens, visible: Tensor, hidden: Tensor, *, every: bool = False
+    ) -> Float[Tensor, "batch predicted pixels"]:
+        """Predict the hidden patches from the encoding of the visible ones; `every` adds the visible ones, in front."""
         position = self.decoder_pos_embed
         seen = self.decoder_embed(encoded)
         seen = seen + torch.cat([position[:, :1].expand(len(seen), -1, -1), _gather(position[:, 1:], visible)], dim=1)
         tokens = torch.cat([seen, self.mask_token + _gather(position[:, 1:], hidden)], dim=1)
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(tokens[:, seen.shape[1] :]))
+        return self.decoder_pred(self.decoder_norm(tokens[:, 1 if every else seen.shape[1] :]))
 
     def reconstruct(
         self,
@@ -119,38 +153,43 @@ class MaskedAutoencoder(nn.Module):
         target: Images | None = None,
         need_pixels: bool = False,
         need_attention: bool = False,
+        need_tokens: int | None = None,
+        loss_over: Counted = "hidden",
+        units: Units = "model",
     ) -> Reconstruction:
-        """Predict the hidden patches of `x` and compare with `target` (default: `x`); see `MaskedModel`.
+        """Predict the hidden patches of `x` and compare with `target` (default: `x`); see `EncoderModel`.
 
         Raises:
-            InputError: an image or a mask of the wrong size.
+            InputError: an image or a mask of the wrong size, or a layer that is not there.
         """
-        grid = self.grid(*x.shape[-2:])
-        check_mask(mask, grid)
+        self._check(x, mask, need_tokens)
         visible, hidden = split_ids(mask)
         patches = patchify(self.normalise(x), self.patch_size)
-        if need_attention:
-            with AttentionRecorder(self) as recorder:
-                predicted = self.decode(self.encode(patches, visible), visible, hidden)
-            attention: list[Tensor] | None = recorder.maps
-        else:
-            predicted = self.decode(self.encode(patches, visible), visible, hidden)
-            attention = None
+        with AttentionRecorder(self) if need_attention else nullcontext() as recorder:
+            encoded, tokens = self.encode(patches, visible, layer=need_tokens or 0)
+            predicted = self.decode(encoded, visible, hidden, every=loss_over == "all")
 
         goal = patches if target is None else patchify(self.normalise(target), self.patch_size)
-        goal = _gather(goal, hidden)
+        goal = _gather(goal, hidden if loss_over == "hidden" else torch.cat([visible, hidden], dim=1))
         mean, deviation = torch.zeros((), device=x.device), torch.ones((), device=x.device)
         if self.target == "normalised":
             mean, deviation = goal.mean(-1, keepdim=True), (goal.var(-1, keepdim=True) + 1e-6).sqrt()
-        loss = (predicted - (goal - mean) / deviation).square().mean((1, 2))
+        error = predicted - (goal - mean) / deviation
+        loss = (error if units == "model" else error * deviation).square().mean((1, 2))
 
         pixels = None
         if need_pixels:
             # A normalised target tells nothing of a patch's mean and deviation: they are taken from the goal.
-            filled = patches.scatter(1, hidden[..., None].expand_as(goal), predicted * deviation + mean)
-            rendered = self.normalise.undo(unpatchify(filled, self.patch_size, grid))
+            drawn = (predicted * deviation + mean)[:, -hidden.shape[1] :]
+            filled = patches.scatter(1, hidden[..., None].expand_as(drawn), drawn)
+            rendered = self.normalise.undo(unpatchify(filled, self.patch_size, self.grid(*x.shape[-2:])))
             pixels = torch.where(enlarge(mask, self.patch_size), rendered, x).clamp(0, 1)
-        return Reconstruction(loss=loss, pixels=pixels, attention=attention)
+        return Reconstruction(
+            loss=loss,
+            pixels=pixels,
+            attention=recorder.maps if recorder is not None else None,
+            tokens=tokens if need_tokens is not None else None,
+        )
 
 
 def _sizes(name: str, **sizes: int) -> None:

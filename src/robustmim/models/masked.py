@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustmim.types import Images, Mask, PerSample
+from robustmim.types import Images, Mask, PerSample, Tokens
+
+Counted = Literal["hidden", "all"]
+"""What the loss is the mean of."""
+
+Units = Literal["model", "pixels"]
+"""Units of the error: those of the model's target, or those of its normalised pixels where the target is scaled patch by
+patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +28,13 @@ class Reconstruction:
         pixels: `[B, C, H, W]` in the units of the input: the visible pixels with the predictions put in; None unless
             asked for.
         attention: one `[B, heads, T, T]` per recorded layer, in order; None unless asked for (or none to record).
+        tokens: `[B, 1 + visible, width]`, of the encoder's visible patches, class token first; None unless asked for.
     """
 
     loss: PerSample
     pixels: Images | None = None
     attention: list[Tensor] | None = None
+    tokens: Tokens | None = None
 
 
 @runtime_checkable
@@ -49,6 +58,38 @@ class MaskedModel(Protocol):
         """Predict the hidden cells of `x` and compare with `target` (default: `x` itself).
 
         Gradients flow through both; detach one to close a path (ambiguity A7).
+        """
+
+
+@runtime_checkable
+class EncoderModel(MaskedModel, Protocol):
+    """A masked model whose encoder can be looked into: what latent attacks and information penalties need."""
+
+    depth: int
+    """Blocks of the encoder."""
+
+    def tokens(self, x: Images, mask: Mask, *, layer: int = 0) -> Tokens:
+        """Return the tokens of the visible patches after block `layer`; 0 for the encoder's output, after its norm."""
+
+    def reconstruct(
+        self,
+        x: Images,
+        mask: Mask,
+        *,
+        target: Images | None = None,
+        need_pixels: bool = False,
+        need_attention: bool = False,
+        need_tokens: int | None = None,
+        loss_over: Counted = "hidden",
+        units: Units = "model",
+    ) -> Reconstruction:
+        """Do what `MaskedModel.reconstruct` does, with more to choose from.
+
+        Args:
+            x, mask, target, need_pixels, need_attention: as there.
+            need_tokens: the layer whose tokens are returned.
+            loss_over: count the hidden patches, or all of them.
+            units: of the loss.
         """
 
 
