@@ -161,7 +161,9 @@ class RunFolder:
         if (path / "run.json").exists():
             before = read_json(path / "run.json")
             changed = sorted(
-                key for key in _differences(before["recipe"], plain) if not key.startswith(harmless or ("\0",))
+                key
+                for key in _differences(_with_defaults(before["recipe"], recipe), plain)
+                if not key.startswith(harmless or ("\0",))
             )
             if before["kind"] != kind:
                 changed = ["kind of job"]
@@ -201,6 +203,26 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
     """Append one JSON line and flush it."""
     with path.open("a") as file:
         file.write(json.dumps(to_plain(row)) + "\n")
+
+
+def _with_defaults(before: Any, recipe: Any) -> Any:
+    """Fill in what a recipe of an older version could not say yet: those keys had no effect but their default's."""
+    if isinstance(recipe, (list, tuple)) and isinstance(before, list) and len(recipe) == len(before):
+        return [_with_defaults(old, new) for old, new in zip(before, recipe, strict=True)]
+    if not isinstance(before, dict):
+        return before
+    if isinstance(recipe, dict):
+        return {key: _with_defaults(value, recipe.get(key)) for key, value in before.items()}
+    if not dataclasses.is_dataclass(recipe) or isinstance(recipe, type):
+        return before
+    filled = {key: _with_defaults(value, getattr(recipe, key, None)) for key, value in before.items()}
+    for field in dataclasses.fields(recipe):
+        if field.name not in before:
+            if field.default is not dataclasses.MISSING:
+                filled[field.name] = to_plain(field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                filled[field.name] = to_plain(field.default_factory())
+    return filled
 
 
 def _differences(before: Any, after: Any, prefix: str = "") -> Iterator[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from robustmim.config import DataConfig, OptimizerConfig, RunConfig
+from robustmim.config import AdversarialTrainingConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainRecipe
 from robustmim.data.loader import Loader, Mixture
 from robustmim.data.sources import ResidentSource
 from robustmim.errors import CheckpointError, InputError, RecipeError
@@ -292,3 +293,16 @@ def test_input_noise_is_on_what_is_seen_and_not_on_the_target():
     constant = type(batch)(torch.full_like(batch.images, 0.5), batch.labels, batch.ids)
     assert MaskedReconstruction((0.25,))(model, constant, drawn, 0)["loss"] < 1e-6
     assert MaskedReconstruction((0.25,), input_noise=0.2)(model, constant, drawn, 0)["loss"] < 0.2**2 / 2
+
+
+def test_a_run_folder_of_an_older_version_is_resumed_if_new_keys_have_their_defaults(tmp_path):
+    recipe = TrainRecipe(model=ModelConfig(name="fast-cnn"), adversarial=AdversarialTrainingConfig(steps=1))
+    RunFolder(tmp_path, recipe={"train": recipe}, kind="train")
+    about = read_json(tmp_path / "run.json")
+    for part, key in (("run", "precision"), ("data", "share"), ("adversarial", "project")):
+        del about["recipe"]["train"][part][key]  # as if written before the key was there
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    RunFolder(tmp_path, recipe={"train": recipe}, kind="train")
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    with pytest.raises(RecipeError, match=r"run\.precision"):
+        RunFolder(tmp_path, recipe={"train": replace(recipe, run=RunConfig(precision="bfloat16"))}, kind="train")
