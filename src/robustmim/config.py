@@ -115,6 +115,36 @@ class AMRMConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """How AMRM-Pure descends a masked diffusion model, which the paper leaves open (A12, A13 of docs/paper-versus-code).
+
+    Noise levels σ are those of EDM: deviations on images in [-1, 1], twice as large as in pixel fractions.
+    """
+
+    noise_level: Literal["fixed", "log-normal", "descending"] = "fixed"
+    """Level of the noise that is added (A12): one; drawn for each sample and iteration, ln σ ~ N(mean, deviation²); or
+    falling over the iterations along EDM's grid."""
+    sigma: float = 0.2
+    """Level; when descending, that of the first iteration."""
+    final_sigma: float = 0.02
+    """Level of the last iteration, when descending."""
+    log_mean: float = -1.2
+    """Mean of ln σ, when log-normal."""
+    log_deviation: float = 1.2
+    """Deviation of ln σ, when log-normal."""
+    draws: Literal["fresh", "fixed", "global"] = "fresh"
+    """Noise and drawn levels: fresh for each sample and iteration; fixed over the iterations of a call; or fresh ones in each
+    iteration, but the same for every sample and call (with fixed-global masks, a deterministic defence)."""
+    loss: Literal["hidden", "denoising", "own"] = "hidden"
+    """What is descended (A13): the error of the hidden patches; the denoising error of the visible ones, with EDM's weight;
+    or MaskDiT's own loss, denoising + weight · hidden."""
+    hidden_weight: float = 0.1
+    """Weight of the hidden patches in MaskDiT's own loss."""
+    hidden_target: Literal["clean", "noised"] = "clean"
+    """What hidden patches are compared with: the image, or the noised image."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """What a masked model is for, measured while it trains: does it see an attack, and does it undo it?
 
@@ -203,8 +233,108 @@ class TrainRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedAttackConfig:
+    """Attack on the reconstruction while a masked model trains: MIMIR's Eq. 9, or what its code does instead.
+
+    A point is drawn in the ball, then moved so that the model reconstructs worse (docs/paper-versus-code).
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball."""
+    radius: Radius = Radius("8/255")
+    """Budget."""
+    steps: int = 1
+    """Gradient steps, 1 to k."""
+    step_size: Radius = Radius("10/255")
+    """Length of a step."""
+    target: Literal["clean", "attacked", "latent"] = "clean"
+    """What the reconstruction is to miss: the clean image (Eq. 9), the attacked image itself (MIMIR's code), or, without a
+    decoder, the encoding of the clean image."""
+    mask: Literal["shared", "fresh"] = "shared"
+    """The mask of the training step, or another one for each step of the attack (MIMIR's code)."""
+    mask_ratio: float | None = None
+    """Fraction that fresh masks hide; default: that of the training step."""
+    support: Literal["all", "visible", "hidden"] = "visible"
+    """Patches that may be changed, by the attack's mask: all (MIMIR's code), visible ones (its text), or, as a control,
+    hidden ones."""
+    units: Literal["model", "pixels"] = "model"
+    """Error in the units the model is trained in, or undo a target's normalisation patch by patch."""
+    precision: Literal["training", "float32", "bfloat16", "float16"] = "training"
+    """Of the attack's passes; MIMIR's code: float16, where most gradients of a mean vanish."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Of the attack's loss over the batch; the same but for rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeAttackConfig:
+    """Adversarial pre-training at the cost of none (after Shafahi et al. 2019): the weights' backward pass gives the image's
+    gradient too.
+
+    Each batch is trained on several times in a row. The first time it carries random noise; after each, the perturbation
+    takes a step along the gradient that the training step has computed anyway.
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the ball."""
+    radius: Radius = Radius("8/255")
+    """Budget."""
+    step_size: Radius = Radius("8/255")
+    """Length of a step."""
+    replays: int = 4
+    """Steps in a row on the same images, m; an epoch has so many times more steps, so divide the epochs."""
+    mask: Literal["shared", "fresh"] = "shared"
+    """One mask for all replays of a batch, so that the gradient is that of the patches still seen, or one for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InformationConfig:
+    """Penalty on the dependence of image and encoding (MIMIR, Eq. 8): weight times an estimate over the batch is added."""
+
+    weight: float = 1e-5
+    """λ."""
+    estimator: str = "kernel-cka"
+    """hsic (Eq. 29), unbiased-hsic, hsic-cca (MIMIR's code), cka, kernel-cka or renyi."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the estimator, as {unbiased: true, width: {rule: median}}."""
+    x: Literal["attacked", "clean", "perturbation", "visible"] = "attacked"
+    """The image as the encoder gets it, hidden patches included (MIMIR); the clean image; what the attack has added; or the
+    attacked image with its hidden patches blanked. Always a constant to the gradient."""
+    z: Literal["tokens", "mean", "class"] = "tokens"
+    """All tokens (MIMIR's code), the mean of the patches' tokens, or the class token."""
+    layer: int = 0
+    """0: the encoder's output, after the final norm; n: that of block n, before any norm (MIMIR, Table XXI)."""
+    batch: Literal["process", "global"] = "process"
+    """Estimate over each process's share of the batch, or over the whole batch, gathered from all processes."""
+    group: int | None = None
+    """Estimate over groups of so many samples and average; default: all at once."""
+    pairing: Literal["own", "other"] = "own"
+    """other: each encoding is paired with another sample's image. Nothing is left to measure but how far the encodings lie
+    apart: a control that shows how much of the penalty's effect is that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """How a masked diffusion model is trained: denoising of the visible patches + weight · error of the hidden ones."""
+
+    log_mean: float = -1.2
+    """Mean of ln σ (EDM, Table 1)."""
+    log_deviation: float = 1.2
+    """Deviation of ln σ."""
+    hidden_weight: float = 0.1
+    """Weight of the hidden patches (MaskDiT)."""
+    hidden_target: Literal["clean", "noised"] = "clean"
+    """What hidden patches are compared with: the image, or, as in MaskDiT, the noised image. The best prediction of pixels
+    is the same for both; the first has the lesser variance."""
+    label_dropout: float = 0.1
+    """Fraction of the images whose class is not told, for a model with classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """Train a masked model."""
+    """Train a masked model.
+
+    Masked autoencoding as it is; adversarial with `attack` or `free`; MIMIR with `information` too.
+    """
 
     model: ModelConfig
     start_from: str | None = None
@@ -217,10 +347,20 @@ class PretrainRecipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
     mask_ratios: tuple[float, ...] = (0.5,)
-    """Fractions hidden, taken in turns, step by step."""
+    """Fractions hidden, taken in turns, step by step. A masked diffusion model takes 0 as well: nothing is hidden."""
+    denoising: DenoisingConfig = DenoisingConfig()
+    """Noise and loss of a masked diffusion model."""
     input_noise: Radius = Radius("0/255")
     """Largest deviation of Gaussian noise on what the network sees (each image draws its own, from zero up); the target
     stays clean, so that predictions do not follow small perturbations of their surroundings (ours)."""
+    loss_over: Literal["hidden", "all"] = "hidden"
+    """Patches the training loss counts."""
+    attack: MaskedAttackConfig | None = None
+    """What the network sees is attacked; its target stays clean. None for clean images."""
+    free: FreeAttackConfig | None = None
+    """Attack with the gradients of training, instead of `attack`."""
+    information: InformationConfig | None = None
+    """Penalty on what the encoding tells of the image; none without."""
     validation_ratio: float = 0.25
     """Fraction hidden when the loss is measured."""
     probe: ProbeConfig = ProbeConfig()
@@ -236,6 +376,23 @@ class ReconstructionConfig:
     """Weight of the prediction in the result, 0 to 1; the rest is the input."""
 
 
+Solver = Literal["euler", "heun", "ancestral", "sde"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """A purifier that adds noise and takes it away again (DiffPure, Nie et al. 2022), with EDM's noise levels."""
+
+    sigma: float = 0.34
+    """Noise that is added: the deviation on images in [-1, 1]. DiffPure's t* = 0.1 is 0.34, its 0.075 is 0.25."""
+    steps: int = 20
+    """Reverse steps."""
+    final_sigma: float = 0.002
+    """Last level above zero."""
+    solver: Solver = "ancestral"
+    """Reverse process: DDPM's ancestral steps, the reverse SDE, or the probability flow by Euler's (DDIM) or Heun's method."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PurifyRecipe:
     """A purifier: a masked model and how it is descended."""
@@ -245,6 +402,10 @@ class PurifyRecipe:
     amrm: AMRMConfig = AMRMConfig()
     reconstruction: ReconstructionConfig | None = None
     """Predict once instead of descending; `amrm` is then not used."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    """Noise and loss of a masked diffusion model that is descended."""
+    diffusion: DiffusionConfig | None = None
+    """Diffuse and denoise instead of descending, with a diffusion model; `amrm` is then not used."""
 
 
 @dataclass(frozen=True, kw_only=True)

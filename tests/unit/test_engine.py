@@ -18,7 +18,8 @@ from robustmim.models.masked_conv import MaskedConvolution
 from robustmim.runs import RunFolder, read_json, read_lines
 from robustmim.train.distributed import World
 from robustmim.train.engine import Diverged, fit
-from robustmim.train.objectives import Classification, MaskedReconstruction
+from robustmim.train.objectives import Classification
+from robustmim.train.pretraining import MaskedPretraining
 from robustmim.train.schedule import learning_rate_factor, make_optimizer
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -48,7 +49,7 @@ def classifier() -> FastCNN:
 
 
 JOBS = {
-    "masked-adamw": (masked_model, MaskedReconstruction((0.25, 0.5)), OptimizerConfig(learning_rate=1e-3, clip=1.0)),
+    "masked-adamw": (masked_model, MaskedPretraining((0.25, 0.5)), OptimizerConfig(learning_rate=1e-3, clip=1.0)),
     "classifier-sgd": (classifier, Classification(0.1), OptimizerConfig(name="sgd", learning_rate=0.05)),
 }
 
@@ -129,7 +130,7 @@ def test_divergence_stops_with_advice_and_keeps_the_checkpoint(tmp_path):
     with pytest.raises(Diverged, match="learning_rate"):
         fit(
             model,
-            MaskedReconstruction((0.25,)),
+            MaskedPretraining((0.25,)),
             batches(),
             optimizer_config=optimizer,
             run=RUN,
@@ -285,14 +286,14 @@ def test_input_noise_is_on_what_is_seen_and_not_on_the_target():
 
     model, batch = masked_model(), batches().batch(0)
     drawn = keys(0, "step", batch.ids)
-    plain = MaskedReconstruction((0.25,))(model, batch, drawn, 0)["loss"]
-    noisy = MaskedReconstruction((0.25,), input_noise=0.2)(model, batch, drawn, 0)["loss"]
+    plain = MaskedPretraining((0.25,))(model, batch, drawn, 0)["loss"]
+    noisy = MaskedPretraining((0.25,), input_noise=0.2)(model, batch, drawn, 0)["loss"]
     assert noisy != plain
     mask = random_mask(drawn.fold("mask"), (16, 16), 0.25)
     torch.testing.assert_close(plain, model.reconstruct(batch.images, mask).loss.mean())
     constant = type(batch)(torch.full_like(batch.images, 0.5), batch.labels, batch.ids)
-    assert MaskedReconstruction((0.25,))(model, constant, drawn, 0)["loss"] < 1e-6
-    assert MaskedReconstruction((0.25,), input_noise=0.2)(model, constant, drawn, 0)["loss"] < 0.2**2 / 2
+    assert MaskedPretraining((0.25,))(model, constant, drawn, 0)["loss"] < 1e-6
+    assert MaskedPretraining((0.25,), input_noise=0.2)(model, constant, drawn, 0)["loss"] < 0.2**2 / 2
 
 
 def test_a_run_folder_of_an_older_version_is_resumed_if_new_keys_have_their_defaults(tmp_path):

@@ -14,13 +14,13 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from robustmim.cli.training import open_loader, open_source, run_training
-    from robustmim.data.loader import Mixture
+    from robustmim.data.loader import Batches, Mixture, Replayed
     from robustmim.evaluate.accuracy import masked_loss
     from robustmim.models.masked import MaskedModel
     from robustmim.models.zoo import copy_weights, saved_config
     from robustmim.registry import build
     from robustmim.train.distributed import world
-    from robustmim.train.objectives import MaskedReconstruction
+    from robustmim.train.pretraining import pretraining_objective
     from robustmim.train.probe import PurificationProbe
 
     with world(options.device) as here:
@@ -29,10 +29,12 @@ def main(arguments: list[str]) -> int:
         model = build("masked-model", recipe.model.name, **recipe.model.options).to(here.device)
         if recipe.start_from is not None:
             copy_weights(recipe.start_from, model)
+        objective = pretraining_objective(recipe, model)
         loaders = [
             open_loader(config, recipe.run, here, open_source(config, here.device))
             for config in (recipe.data, *recipe.mixture)
         ]
+        batches: Batches = Mixture(loaders) if len(loaders) > 1 else loaders[0]
         wants_probe = recipe.probe.classifier is not None and here.leads and not options.dry_run
         probe = PurificationProbe(recipe.probe, device=here.device, seed=recipe.run.seed) if wants_probe else None
 
@@ -50,8 +52,8 @@ def main(arguments: list[str]) -> int:
             options=options,
             here=here,
             model=model,
-            objective=MaskedReconstruction(recipe.mask_ratios, recipe.input_noise),
-            batches=Mixture(loaders) if len(loaders) > 1 else loaders[0],
+            objective=objective,
+            batches=batches if recipe.free is None else Replayed(batches, recipe.free.replays),
             evaluate=evaluate,
             saved_config=saved_config("masked-model", recipe.model),
         )

@@ -15,7 +15,7 @@ from robustmim.cli.console import Progress, duration, output, say
 from robustmim.config import DataConfig, RunConfig
 from robustmim.data import sources
 from robustmim.data.corruptions import Corrupted
-from robustmim.data.loader import Batch, Batches, Loader, Mixture
+from robustmim.data.loader import Batch, Batches, Loader
 from robustmim.data.sources import Source
 from robustmim.models.masked import parameter_count
 from robustmim.models.zoo import save_model
@@ -83,7 +83,7 @@ def run_training(
     here: World,
     model: nn.Module,
     objective: Objective,
-    batches: Loader | Mixture,
+    batches: Batches,
     evaluate: Evaluation,
     saved_config: dict[str, Any],
 ) -> int:

@@ -35,6 +35,9 @@ class Batches(Protocol):
     """A stream of training batches, indexed by step."""
 
     steps_per_epoch: int
+    replays: int
+    """Steps in a row that see the same batch. What a step leaves for the next may matter to it, so runs are only saved
+    between batches."""
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step (this process's share of it)."""
@@ -78,6 +81,8 @@ class Loader:
         device: where batches are made.
         rank, world: this process and their number; each gets an equal slice of every batch.
     """
+
+    replays = 1
 
     def __init__(
         self,
@@ -131,6 +136,8 @@ class Mixture:
     An epoch is an epoch of the first.
     """
 
+    replays = 1
+
     def __init__(self, loaders: Sequence[Loader]) -> None:
         self.loaders = loaders
         self._cycle = [number for number, loader in enumerate(loaders) for _ in range(loader.config.share)]
@@ -142,3 +149,27 @@ class Mixture:
         number = self._cycle[place]
         own_step = turn * self._cycle.count(number) + self._cycle[:place].count(number)
         return self.loaders[number].batch(own_step)
+
+
+class Replayed:
+    """Each batch several times in a row; an epoch has so many times more steps.
+
+    Args:
+        batches: whose batches.
+        replays: how often each.
+    """
+
+    def __init__(self, batches: Batches, replays: int) -> None:
+        self.replays = replays
+        self.steps_per_epoch = batches.steps_per_epoch * replays
+        self._batches = batches
+        self._last: tuple[int, Batch | None] = (-1, None)
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        turn = step // self.replays
+        if self._last[1] is None or self._last[0] != turn:
+            self._last = turn, self._batches.batch(turn)
+        batch = self._last[1]
+        assert batch is not None
+        return batch

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
 
 from robustmim.errors import EnvironmentUnusable
 
@@ -51,6 +54,33 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvironmentUnusable("no CUDA device can be used here; say --device cpu, or see `robustmim doctor`")
     return device
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        ctx.first = sum(len(part) for part in parts[: dist.get_rank()])
+        ctx.count = len(rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # Each process computes the same number from the same rows, so its gradient by our rows is the others' as well, and
+        # nothing need be sent. DDP averages over processes what is a sum over rows: hence the factor.
+        return gradients[0][ctx.first : ctx.first + ctx.count] * dist.get_world_size()
+
+
+def gathered(rows: Float[Tensor, "share width"]) -> Float[Tensor, "batch width"]:
+    """Return the rows of all processes, in the order of their ranks: the batch as one process would hold it.
+
+    For a number that every process computes from all rows, alike; the average of the processes' gradients, which is what
+    DDP makes, is then the gradient of that number. Rows come back as they are where there is one process.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return _Gather.apply(rows)
 
 
 @contextmanager

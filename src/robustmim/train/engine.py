@@ -212,7 +212,7 @@ def fit(
                     report(row)
                 last_logged, logged_step = time.monotonic(), step
             # One process's clock or signal stops all at the same step; asking costs a reduction, so not every step.
-            if step % 10 == 0 or world.size == 1:
+            if step % batches.replays == 0 and (step % 10 == 0 or world.size == 1):
                 if world.any(asked["stop"] or time.monotonic() - began > max_seconds) and step < total:
                     save()
                     return "stopped"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +13,6 @@ from robustmim.config import AdversarialTrainingConfig
 from robustmim.data.loader import Batch
 from robustmim.descent import projected_descent
 from robustmim.geometry import Ball
-from robustmim.models.masked import MaskedModel
-from robustmim.models.masking import random_mask
 from robustmim.rng import Keys
 from robustmim.types import Images
 
@@ -82,29 +79,3 @@ class AdversarialClassification:
         logits = model(self.attacked(model, batch, keys))
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
-
-
-@dataclass(frozen=True)
-class MaskedReconstruction:
-    """Mean squared error of the hidden patches (He et al. 2022).
-
-    Attributes:
-        ratios: fractions hidden, taken in turns, step by step.
-        input_noise: largest deviation of Gaussian noise on the visible part; each sample draws its own from zero up. The
-            target stays clean.
-    """
-
-    ratios: tuple[float, ...]
-    input_noise: float = 0.0
-
-    def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
-        """Return the loss of the batch under fresh masks."""
-        masked_model = cast(MaskedModel, model)
-        grid = masked_model.grid(*batch.images.shape[-2:])
-        mask = random_mask(keys.fold("mask"), grid, self.ratios[step % len(self.ratios)])
-        seen = batch.images
-        if self.input_noise:
-            drawn = keys.fold("noise")
-            deviation = drawn.fold("deviation").uniform(1).view(-1, 1, 1, 1) * self.input_noise
-            seen = (seen + deviation * drawn.normal(*seen.shape[1:])).clamp(0, 1)
-        return {"loss": masked_model.reconstruct(seen, mask, target=batch.images).loss.mean()}

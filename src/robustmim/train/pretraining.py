@@ -1,0 +1,203 @@
+"""Masked pre-training: plain (He et al. 2022), adversarial, and MIMIR, which also penalises what the encoding tells.
+
+One objective does all three, by what it is given; its free variant takes the attack's gradient from the training step.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from robustmim.config import FreeAttackConfig, InformationConfig, MaskedAttackConfig, PretrainRecipe
+from robustmim.data.loader import Batch
+from robustmim.errors import RecipeError
+from robustmim.geometry import Ball
+from robustmim.information.estimators import estimator
+from robustmim.models.masked import Counted, EncoderModel, MaskedModel
+from robustmim.models.masking import enlarge, random_mask
+from robustmim.rng import Keys
+from robustmim.train.distributed import gathered
+from robustmim.train.masked_attack import attack_reconstruction, reconstruction
+from robustmim.train.objectives import Objective
+from robustmim.types import Images, Mask, Tokens
+
+
+class InformationTerm:
+    """How much the encodings of a batch tell of its images: I(x; z) of MIMIR's Eq. 8, by any estimator.
+
+    Args:
+        config: what is measured, and how.
+
+    Raises:
+        RecipeError: no such estimator, or an option it does not take.
+    """
+
+    def __init__(self, config: InformationConfig) -> None:
+        self.config = config
+        self._estimate = estimator(config.estimator, **config.options)
+
+    def __call__(self, *, clean: Images, seen: Images, mask: Mask, tokens: Tokens, patch_size: int) -> Tensor:
+        """Return the estimate, a scalar; differentiable in the tokens.
+
+        Args:
+            clean: images without the attack.
+            seen: images as the encoder gets them.
+            mask: what it does not see of them.
+            tokens: its tokens, class token first.
+            patch_size: pixels on a side of a cell of the mask.
+        """
+        blanked = seen * ~enlarge(mask, patch_size)
+        x = {"attacked": seen, "clean": clean, "perturbation": seen - clean, "visible": blanked}[self.config.x]
+        z = {"tokens": tokens, "mean": tokens[:, 1:].mean(1), "class": tokens[:, 0]}[self.config.z]
+        x, z = x.detach().flatten(1), z.flatten(1).float()
+        if self.config.batch == "global":
+            x, z = gathered(x), gathered(z)
+        if self.config.pairing == "other":
+            x = x.roll(1, dims=0)
+        group = self.config.group or len(x)
+        with torch.autocast(x.device.type, enabled=False):
+            parts = [self._estimate(a, b) for a, b in zip(x.split(group), z.split(group), strict=True)]
+        return torch.stack(parts).mean()
+
+
+def _loss(
+    model: nn.Module,
+    clean: Images,
+    seen: Images,
+    mask: Mask,
+    loss_over: Counted,
+    information: InformationTerm | None,
+) -> dict[str, Tensor]:
+    """Return MIMIR's Eq. 8, or its first term alone: reconstruct the clean image from what is seen, plus the penalty."""
+    layer = None if information is None else information.config.layer
+    found = reconstruction(model, seen, mask, target=clean, loss_over=loss_over, need_tokens=layer)
+    mean = found.loss.mean()
+    if information is None:
+        return {"loss": mean}
+    assert found.tokens is not None
+    patch_size = cast(MaskedModel, model).patch_size
+    estimate = information(clean=clean, seen=seen, mask=mask, tokens=found.tokens, patch_size=patch_size)
+    return {"loss": mean + information.config.weight * estimate, "reconstruction": mean, "information": estimate}
+
+
+class MaskedPretraining:
+    """Mean squared error of the patches under fresh masks, of images as they are, noisy, or attacked.
+
+    Args:
+        ratios: fractions hidden, taken in turns, step by step.
+        input_noise: largest deviation of Gaussian noise on the visible part; each sample draws its own from zero up. The
+            target stays clean.
+        loss_over: which patches count.
+        attack: on what the network sees; its target stays clean.
+        information: penalty; the model is then an `EncoderModel`.
+    """
+
+    def __init__(
+        self,
+        ratios: tuple[float, ...],
+        input_noise: float = 0.0,
+        *,
+        loss_over: Counted = "hidden",
+        attack: MaskedAttackConfig | None = None,
+        information: InformationTerm | None = None,
+    ) -> None:
+        self.ratios, self.input_noise, self.loss_over = ratios, input_noise, loss_over
+        self.attack, self.information = attack, information
+
+    def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
+        """Return the loss of the batch."""
+        ratio = self.ratios[step % len(self.ratios)]
+        clean = batch.images
+        mask = random_mask(keys.fold("mask"), cast(MaskedModel, model).grid(*clean.shape[-2:]), ratio)
+        seen = clean
+        if self.input_noise:
+            drawn = keys.fold("noise")
+            deviation = drawn.fold("deviation").uniform(1).view(-1, 1, 1, 1) * self.input_noise
+            seen = (seen + deviation * drawn.normal(*seen.shape[1:])).clamp(0, 1)
+        if self.attack is not None:
+            seen = attack_reconstruction(model, clean, mask, keys, self.attack, ratio=ratio, loss_over=self.loss_over)
+        return _loss(model, clean, seen, mask, self.loss_over, self.information)
+
+
+class FreeMaskedPretraining:
+    """Adversarial pre-training that costs what plain pre-training costs (after Shafahi et al. 2019); see `FreeAttackConfig`.
+
+    The image is a leaf of the training step, whose backward pass leaves the gradient of the whole loss in it; the next step
+    on the same batch moves along it. The perturbation is thus one step of the weights old. Batches must come from
+    `robustmim.data.loader.Replayed`, and each call must be followed by a backward pass.
+
+    Args:
+        ratios: fractions hidden, batch by batch.
+        attack: the ball, the step, the replays.
+        loss_over, information: as for `MaskedPretraining`.
+    """
+
+    def __init__(
+        self,
+        ratios: tuple[float, ...],
+        attack: FreeAttackConfig,
+        *,
+        loss_over: Counted = "hidden",
+        information: InformationTerm | None = None,
+    ) -> None:
+        self.ratios, self.attack, self.loss_over, self.information = ratios, attack, loss_over, information
+        self._ball = Ball(norm=attack.norm, eps=attack.radius)
+        self._last: tuple[Images, Mask] | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
+        """Return the loss of the batch."""
+        turn, replay = divmod(step, self.attack.replays)
+        clean = batch.images
+        if self._last is None or replay == 0:
+            seen, mask = self._ball.random(clean, keys.fold("attack start")), None
+        else:
+            before, mask = self._last
+            assert before.grad is not None, "a backward pass must follow each step"
+            step_taken = self.attack.step_size * self._ball.steepest(before.grad)
+            seen = self._ball.project(before.detach() + step_taken, clean)
+        if mask is None or self.attack.mask == "fresh":
+            grid = cast(MaskedModel, model).grid(*clean.shape[-2:])
+            mask = random_mask(keys.fold("mask"), grid, self.ratios[turn % len(self.ratios)])
+        seen = seen.detach().requires_grad_(True)
+        self._last = seen, mask
+        return _loss(model, clean, seen, mask, self.loss_over, self.information)
+
+
+def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective:
+    """Return what a recipe minimises.
+
+    Raises:
+        RecipeError: settings that exclude each other, or that the model cannot serve.
+    """
+    attack, free, information = recipe.attack, recipe.free, recipe.information
+    if attack is not None and free is not None:
+        raise RecipeError("`attack` and `free` exclude each other: choose the attack, or the free variant of it")
+    if recipe.input_noise and (attack is not None or free is not None):
+        raise RecipeError("`input_noise` and an attack exclude each other")
+    if free is not None and free.replays < 2:
+        raise RecipeError(f"free.replays is {free.replays}, but a gradient can only be reused in a second step")
+    if attack is not None and attack.steps < 1:
+        raise RecipeError(f"attack.steps is {attack.steps}; for no attack, leave `attack` out")
+    if information is not None and information.x == "perturbation" and attack is None and free is None:
+        raise RecipeError("information.x is the perturbation, but nothing is perturbed: set `attack` or `free`")
+    looks_inside = {
+        "loss_over: all": recipe.loss_over == "all",
+        "information": information is not None,
+        "attack.target: latent": attack is not None and attack.target == "latent",
+        "attack.units: pixels": attack is not None and attack.units == "pixels",
+    }
+    for name, asked in looks_inside.items():
+        if asked and not isinstance(model, EncoderModel):
+            raise RecipeError(f"{name} needs a model with an encoder, such as mae; {recipe.model.name} has none")
+    if information is not None and not 0 <= information.layer <= cast(EncoderModel, model).depth:
+        raise RecipeError(
+            f"information.layer is {information.layer}, but the encoder has {cast(EncoderModel, model).depth} blocks"
+        )
+    term = None if information is None else InformationTerm(information)
+    if free is not None:
+        return FreeMaskedPretraining(recipe.mask_ratios, free, loss_over=recipe.loss_over, information=term)
+    return MaskedPretraining(
+        recipe.mask_ratios, recipe.input_noise, loss_over=recipe.loss_over, attack=attack, information=term
+    )
