@@ -87,6 +87,7 @@ class Unrolled:
         gradient: the attacker's choice of a gradient; its mode is not "identity".
         progress: of the attack.
         noise: added to the image before the first step.
+        parameters: weights of the objective that the output is also to be connected to (RAMRM, Eq. 7).
     """
 
     objective: TwoPathObjective
@@ -97,10 +98,11 @@ class Unrolled:
     gradient: GradientConfig
     progress: float = 0.0
     noise: Images | None = None
+    parameters: tuple[Tensor, ...] = ()
 
     def __call__(self, x: Images) -> Images:
-        """Return the purified images, connected to `x`."""
-        return cast(Images, _Unroll.apply(x, self))
+        """Return the purified images, connected to `x` and to the parameters."""
+        return cast(Images, _Unroll.apply(x, self, *self.parameters))
 
     @property
     def sees_the_objective(self) -> bool:
@@ -161,8 +163,8 @@ class Unrolled:
 
     def pull_back(
         self, x: Images, iterates: list[Images], gradients: list[Images], weights: list[Tensor], upstream: Images
-    ) -> Images:
-        """Return the gradient in `x` of <upstream, output>."""
+    ) -> tuple[Images, list[Tensor]]:
+        """Return the gradients of <upstream, output> in `x` and in the parameters."""
         velocities = self._velocities(gradients)
         direction = self._direction(pulling=True)
         count = len(self.lengths)
@@ -170,6 +172,7 @@ class Unrolled:
         at_iterate = weights[count].view(-1, 1, 1, 1) * upstream
         at_velocity = None if self.momentum == 0 else torch.zeros_like(x)
         at_center = torch.zeros_like(x)
+        at_parameters = [torch.zeros_like(parameter) for parameter in self.parameters]
         for step in reversed(range(count)):
             leaves = [iterates[step], gradients[step], x] + ([velocities[step]] if self.momentum else [])
             with torch.enable_grad():
@@ -196,13 +199,15 @@ class Unrolled:
             if at_velocity is not None:
                 at_velocity = pulled[3]
             if self.sees_the_objective and step >= first_seen:
-                at_iterate = at_iterate + self._product(iterates[step], gradients[step], pulled[1], step)
+                product, *own = self._product(iterates[step], gradients[step], pulled[1], step)
+                at_iterate = at_iterate + product
+                at_parameters = [total + part for total, part in zip(at_parameters, own, strict=True)]
         if self.noise is None:
-            return at_iterate + at_center
+            return at_iterate + at_center, at_parameters
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
             (at_start,) = torch.autograd.grad(self._start(leaf), leaf, at_iterate)
-        return at_start + at_center
+        return at_start + at_center, at_parameters
 
     def _velocities(self, gradients: list[Images]) -> list[Images]:
         """Return the velocity before each step."""
@@ -214,14 +219,15 @@ class Unrolled:
             velocities.append(self.momentum * velocities[-1] + gradient / scale)
         return velocities
 
-    def _product(self, x: Images, gradient: Images, vector: Images, step: int) -> Images:
-        """Return Jᵀ c, J the Jacobian of the descent's gradient at `x`.
+    def _product(self, x: Images, gradient: Images, vector: Images, step: int) -> tuple[Tensor, ...]:
+        """Return Jᵀ c, J the Jacobian of the descent's gradient at `x`; then the same for its Jacobian in each parameter.
 
         With F(s, t) the objective, s seen and t compared with, the gradient along the paths followed is g(x), and
         Jᵀ c = ∇_z d/dh F(z + h c [seen], z + h c [target]) with the shift on the followed paths only: by the symmetry of
-        second derivatives this holds where g leaves a path out and J itself is not symmetric.
+        second derivatives this holds where g leaves a path out and J itself is not symmetric, and for parameters.
         """
         paths = self.objective.paths
+        nothing = (torch.zeros_like(x), *(torch.zeros_like(parameter) for parameter in self.parameters))
         if self.gradient.product == "hessian":
             with torch.enable_grad():
                 seen, target = x.detach().requires_grad_(True), x.detach().requires_grad_(True)
@@ -232,9 +238,11 @@ class Unrolled:
                 )
                 along = torch.stack([(slope * vector).sum() for slope in slopes]).sum()
                 if not along.requires_grad:
-                    return torch.zeros_like(x)
-                both = torch.autograd.grad(along, (seen, target), allow_unused=True, materialize_grads=True)
-            return both[0] + both[1]
+                    return nothing
+                at_seen, at_target, *own = torch.autograd.grad(
+                    along, (seen, target, *self.parameters), allow_unused=True, materialize_grads=True
+                )
+            return (at_seen + at_target, *own)
 
         # The step of the difference balances truncation and rounding: ε^(1/2) one-sided, ε^(1/3) central. The factors are
         # those with which float32 came nearest to the full graph on our masked models.
@@ -244,29 +252,34 @@ class Unrolled:
         size = vector.square().mean((1, 2, 3), keepdim=True).sqrt()
         length = torch.where(size > 0, reach / size.clamp(min=1e-30), torch.zeros_like(size))
         if not (length > 0).any():
-            return torch.zeros_like(x)
+            return nothing
+        scale = torch.where(length > 0, 1 / length.clamp(min=1e-30), torch.zeros_like(length))
 
-        def slope(shift: Images | float) -> Images:
+        def slopes_at(shift: Images | float) -> tuple[Tensor, ...]:
+            # Each sample's difference has a length of its own: the division by it must come before samples are added up.
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_(True)
                 value = self.objective.between(
                     leaf + shift if paths != "target" else leaf, leaf + shift if paths != "input" else leaf, step
                 )
-                return torch.autograd.grad(value.sum(), leaf)[0]
+                return torch.autograd.grad(
+                    (value * scale.flatten()).sum(), (leaf, *self.parameters), allow_unused=True, materialize_grads=True
+                )
 
-        scale = torch.where(length > 0, 1 / length.clamp(min=1e-30), torch.zeros_like(length))
+        above = slopes_at(length * vector)
         if central:
-            return (slope(length * vector) - slope(-length * vector)) * scale / 2
+            return tuple((a - b) / 2 for a, b in zip(above, slopes_at(-length * vector), strict=True))
         # Along both paths the unshifted gradient is the one that the descent has taken.
-        before = gradient if paths == "both" else slope(0.0)
-        return (slope(length * vector) - before) * scale
+        known = paths == "both" and not self.parameters
+        before = (gradient * scale,) if known else slopes_at(0.0)
+        return tuple(a - b for a, b in zip(above, before, strict=True))
 
 
 class _Unroll(torch.autograd.Function):
     """The descent as one node of autograd's graph."""
 
     @staticmethod
-    def forward(context: Any, x: Images, unrolled: Unrolled) -> Images:
+    def forward(context: Any, x: Images, unrolled: Unrolled, *parameters: Tensor) -> Images:
         with torch.no_grad():
             output, context.iterates, context.gradients, context.weights = unrolled.descend(x.detach())
         context.unrolled = unrolled
@@ -274,9 +287,10 @@ class _Unroll(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(context: Any, upstream: Images) -> tuple[Images, None]:
+    def backward(context: Any, upstream: Images) -> tuple[Tensor | None, ...]:
         (x,) = context.saved_tensors
         with torch.no_grad():
-            return context.unrolled.pull_back(
+            at_x, at_parameters = context.unrolled.pull_back(
                 x, context.iterates, context.gradients, context.weights, upstream.contiguous()
-            ), None
+            )
+        return (at_x, None, *at_parameters)

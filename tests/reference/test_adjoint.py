@@ -134,6 +134,42 @@ def test_equals_the_full_graph_in_float32(mode):
         assert relative(found, expected) < 1e-3
 
 
+@pytest.mark.parametrize("model", [small_conv, small_mae])
+@pytest.mark.parametrize("which", ["momentum", "mean", "input", "target"])
+def test_gradients_in_the_weights_equal_the_full_graph(model, which):
+    """RAMRM, Eq. 7: through every step of the purification into the masked model."""
+    purifier = AMRMPure(model(), CONFIGS[which])
+    weights = tuple(weight.requires_grad_(True) for weight in purifier.model.parameters())
+    x, drawn = images(3), keys(0, "test", torch.arange(3))
+    upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+    for product, tolerance in (("hessian", 1e-10), ("forward-difference", 1e-4), ("central-difference", 1e-6)):
+        gradient = GradientConfig(mode="tanh", product=product)
+        plain = unrolled_by_autograd(purifier, x.clone().requires_grad_(True), drawn, gradient)
+        ours = purifier.differentiable(x, keys=drawn, gradient=gradient, parameters=weights)
+        expected, found = (
+            torch.cat(
+                [
+                    slope.flatten()
+                    for slope in torch.autograd.grad(
+                        (purified * upstream).sum(), weights, allow_unused=True, materialize_grads=True
+                    )
+                ]
+            )
+            for purified in (plain, ours)
+        )
+        assert expected.norm() > 0
+        assert relative(found, expected) < tolerance, product
+
+
+def test_the_algorithm_as_printed_teaches_the_weights_nothing():
+    """The derivative of the sign is zero, so Eq. 7 of AMRM-Pure has no gradient in the weights."""
+    purifier = AMRMPure(small_conv(), CONFIGS["plain"])
+    weights = tuple(weight.requires_grad_(True) for weight in purifier.model.parameters())
+    x, drawn = images(), keys(0, "test", torch.arange(2))
+    purified = purifier.differentiable(x, keys=drawn, gradient=GradientConfig(mode="exact"), parameters=weights)
+    assert all((slope == 0).all() for slope in torch.autograd.grad(purified.square().sum(), weights))
+
+
 @pytest.mark.parametrize("mode", ["tanh", "rational", "normalised"])
 def test_is_the_slope_of_the_smooth_purifier(mode):
     """Finite differences know nothing of graphs: the purifier itself, moved a little either way."""

@@ -24,7 +24,7 @@ from robustmim.descent import projected_descent
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.models.frozen_convolution import LeanSecondDerivative
-from robustmim.models.masked import MaskedModel, freeze
+from robustmim.models.masked import MaskedModel, RandomisedModel, freeze, with_draws
 from robustmim.models.masking import MaskSchedule
 from robustmim.models.vit import explicit_attention
 from robustmim.purify.traits import Callback, Traits
@@ -59,13 +59,18 @@ class ReconstructionObjective:
         self.paths: Literal["both", "input", "target"] = config.gradient
         self._twice = twice
         self._model, self._keys, self._grid = model, keys, grid
+        self._steps = config.steps
         self._schedule = MaskSchedule(ratio=config.mask_ratio, scheme=config.masks, average=config.mask_average)
 
     def between(self, seen: Images, target: Images, step: int) -> PerSample:
         """Return the loss of reconstructing `target` from what is visible of `seen`."""
         masks = self._schedule.masks(self._keys, self._grid, step)
+        progress = step / max(1, self._steps - 1)
+        losses = []
         with self._differentiable_twice() if self._twice else nullcontext():
-            losses = [self._model.reconstruct(seen, mask, target=target).loss for mask in masks]
+            for number, mask in enumerate(masks):
+                model = with_draws(self._model, self._keys, draw=step * len(masks) + number, progress=progress)
+                losses.append(model.reconstruct(seen, mask, target=target).loss)
         return torch.stack(losses).mean(0) if len(losses) > 1 else losses[0]
 
     @contextmanager
@@ -120,11 +125,18 @@ class AMRMPure:
     def traits(self) -> Traits:
         """What an attacker must know."""
         return Traits(
-            randomised=self.config.masks != "fixed-global" or self.config.start_noise > 0,
+            randomised=self.config.masks != "fixed-global"
+            or self.config.start_noise > 0
+            or (isinstance(self.model, RandomisedModel) and self.model.randomised),
             optimises_at_test_time=True,
             steps=self.config.steps,
             ball=Ball(norm=self.config.norm, eps=self.config.radius),
         )
+
+    @property
+    def mask_ratio(self) -> float:
+        """Fraction of the cells that its masks hide."""
+        return self.config.mask_ratio
 
     def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
         """Return purified images.
@@ -146,7 +158,15 @@ class AMRMPure:
         with torch.inference_mode(False), torch.no_grad():
             return self._descend(*padded_batch(x.detach().clone(), keys), size, callback)[:size]
 
-    def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
+    def differentiable(
+        self,
+        x: Images,
+        *,
+        keys: Keys,
+        gradient: GradientConfig,
+        progress: float = 0.0,
+        parameters: tuple[Tensor, ...] = (),
+    ) -> Images:
         """Return purified images that are connected to `x` by a gradient of the attacker's choice.
 
         Args:
@@ -154,6 +174,7 @@ class AMRMPure:
             keys: one per sample.
             gradient: which gradient, and through which purifier (`ball_scale`, `steps`); not "identity".
             progress: of the attack in [0, 1], for an annealed temperature.
+            parameters: weights of the masked model that the images are also connected to, for training them.
 
         Raises:
             InputError: images out of range, not finite, or of a size the model does not take.
@@ -174,6 +195,7 @@ class AMRMPure:
             gradient=gradient,
             progress=progress,
             noise=self._noise(padded, keys),
+            parameters=parameters,
         )
         return unrolled(padded)[:size]
 
