@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustmim.errors import InputError
 from robustmim.models.normalise import CIFAR10, Normalise, Statistics
 from robustmim.registry import register
+from robustmim.rng import Keys
 from robustmim.types import Images, Tokens
 
 
@@ -62,20 +63,54 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(tokens)))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block."""
+class DropPath(nn.Module):
+    """Leave a residual branch out, sample by sample (stochastic depth, Huang et al. 2016, Eq. 2).
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    It does so inside `stochastic_depth` only, which brings the keys: attacks and evaluations see the whole network, and
+    nothing is drawn from the global generator.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.keys: Keys | None = None
+
+    def forward(self, branch: Tokens) -> Tokens:
+        """Zero the branches `[B, T, width]` of some samples and scale the others up, so that the mean stays."""
+        if self.keys is None or self.rate == 0:
+            return branch
+        kept = self.keys.uniform(1) >= self.rate
+        return branch * (kept / (1 - self.rate)).to(branch)[..., None]
+
+
+@contextmanager
+def stochastic_depth(model: nn.Module, keys: Keys) -> Iterator[None]:
+    """Drop paths of a model inside the block, if it has any: a sample's own by its key, other ones in each layer."""
+    layers = [module for module in model.modules() if isinstance(module, DropPath)]
+    for number, layer in enumerate(layers):
+        layer.keys = keys.fold("drop path", number)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.keys = None
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; `drop_path` is the probability that training leaves out each of its two branches."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Attend, then map each token; both residual."""
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.drop_path1(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
 
 
 class PatchEmbed(nn.Module):
@@ -159,6 +194,7 @@ def explicit_attention(model: nn.Module) -> Iterator[None]:
             layer.explicit = explicit
 
 
+@register("classifier", "vit")
 class VisionTransformer(nn.Module):
     """A ViT classifier on [0, 1] images with MAE's fine-tuning head: mean of patch tokens, norm, linear.
 
@@ -167,8 +203,12 @@ class VisionTransformer(nn.Module):
         patch_size: pixels on a side.
         width, depth, heads: of the encoder.
         classes: number of logits.
+        drop_path: probability that training leaves out a branch of the last block; it grows linearly from zero at the
+            first (Huang et al. 2016, section 3).
         statistics: mean and deviation the pixels are normalised by.
     """
+
+    undecayed = ("cls_token", "pos_embed")
 
     def __init__(
         self,
@@ -180,6 +220,7 @@ class VisionTransformer(nn.Module):
         heads: int = 3,
         classes: int = 10,
         mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
         statistics: Statistics = CIFAR10,
     ) -> None:
         super().__init__()
@@ -189,11 +230,19 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
         self.pos_embed = nn.Parameter(sine_cosine_positions(width, grid, class_token=True))
         self.patch_embed = PatchEmbed(patch_size, 3, width)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate) for rate in rates)
+        self.layers = depth + 1
         self.fc_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
         self.apply(initialise)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
+
+    def layer_of(self, name: str) -> int:
+        """Return how deep a parameter sits: 0 for the embeddings, n + 1 for block n, `layers` for the head and its norm."""
+        if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+            return 0
+        return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else self.layers
 
     def forward(self, x: Images) -> Float[Tensor, "batch classes"]:
         """Return logits for images `[B, 3, image_size, image_size]` in [0, 1].
@@ -215,7 +264,12 @@ class VisionTransformer(nn.Module):
 def _sizes(name: str, width: int, depth: int, heads: int) -> None:
     @register("classifier", name)
     def build(
-        *, image_size: int = 32, patch_size: int = 4, classes: int = 10, statistics: Statistics = CIFAR10
+        *,
+        image_size: int = 32,
+        patch_size: int = 4,
+        classes: int = 10,
+        drop_path: float = 0.0,
+        statistics: Statistics = CIFAR10,
     ) -> VisionTransformer:
         return VisionTransformer(
             image_size=image_size,
@@ -224,6 +278,7 @@ def _sizes(name: str, width: int, depth: int, heads: int) -> None:
             depth=depth,
             heads=heads,
             classes=classes,
+            drop_path=drop_path,
             statistics=statistics,
         )
 
