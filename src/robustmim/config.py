@@ -19,6 +19,29 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Strong augmentation of training images; all of it is off by default."""
+
+    rand_augment: int = 0
+    """RandAugment (Cubuk et al. 2020): operations on each image, drawn from fourteen; 0 for none."""
+    magnitude: float = 9.0
+    """Strength of these operations, 0 to 10."""
+    magnitude_deviation: float = 0.5
+    """Deviation of that strength from image to image."""
+    erasing: float = 0.0
+    """Probability that a random box of an image is filled with noise (Zhong et al. 2020)."""
+    mixup: float = 0.0
+    """α of MixUp (Zhang et al. 2018): an image's weight is drawn from Beta(α, α); 0 for none."""
+    cutmix: float = 0.0
+    """α of CutMix (Yun et al. 2019): the share of an image's area is drawn from Beta(α, α); 0 for none. With MixUp too, each
+    image gets one of the two."""
+    mix_probability: float = 1.0
+    """Probability that an image is mixed with another one at all."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the magnitude grows from 1, and the probability of mixing from half (MIMIR, section IV-C)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A data set and how its training images are augmented."""
 
@@ -46,6 +69,8 @@ class DataConfig:
     """Mirror left to right: at random, or each image in every second epoch."""
     cutout: int = 0
     """Side of a random square set to the mean grey, 0 for none."""
+    augment: AugmentConfig = AugmentConfig()
+    """Strong augmentation."""
     share: int = 1
     """In a mixture: steps in a row that this set gets."""
     corruption: str | None = None
@@ -70,6 +95,9 @@ class OptimizerConfig:
     """Second beta of adamw."""
     bias_scale: float = 1.0
     """Factor on the learning rate of biases and norms."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one below it, for models that know their layers (ViT); the head's
+    rate is the full one."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 for no clipping."""
     warmup: float = 0.05
@@ -178,6 +206,8 @@ class RunConfig:
     """Passes over the (first) data set."""
     batch_size: int = 128
     """Images per optimiser step, over all processes."""
+    accumulate: int = 1
+    """Parts each process cuts its share of a batch into; their gradients add up to one step. Less memory, the same batch."""
     seed: int = 0
     """Seed of everything that is drawn."""
     ema: float = 0.0
@@ -186,32 +216,75 @@ class RunConfig:
     """Epochs between evaluations."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints."""
+    skips: int = 5
+    """Steps in a row that may be skipped because their gradient is not a number; after more, the run stops, all saved."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on CUDA where supported, else float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Guard against catastrophic overfitting (Wong et al. 2020): one-step training that suddenly holds against one step only.
+
+    PGD is run now and then on a few training images as they are. Where its accuracy has fallen far below the best so far, the
+    weights go back to the check before.
+    """
+
+    action: Literal["none", "stop", "enlarge"] = "none"
+    """What follows: no guard at all; the end of the run; or attacks of one step more from then on."""
+    every: int = 200
+    """Optimiser steps between checks."""
+    images: int = 128
+    """Training images that PGD is run on."""
+    steps: int = 10
+    """Its steps."""
+    drop: float = 0.2
+    """Fall of the accuracy that counts as overfitting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTrainingConfig:
     """Adversarial training (Madry et al. 2018): the loss is taken on images that a few steps have made worse.
 
-    One step from noise wider than the ball, without projection, is N-FGSM (de Jorge et al. 2022): as cheap as one-step
-    training gets, without its collapse.
+    What is left out is the method's own, as in its paper (docs/concepts).
     """
 
+    method: str = "n-fgsm"
+    """natural, pgd-at, apgd-at, n-fgsm, fast, free, trades, mart, generalist, dbat or score; `robustmim list methods`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the method: beta of trades, mart and score, replays of free, …"""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball."""
     radius: Radius = Radius("8/255")
     """Budget."""
-    steps: int = 1
+    steps: int | None = None
     """Gradient steps."""
-    step_size: float = 1.0
+    step_size: float | None = None
     """Step as a fraction of the budget."""
-    start_noise: float = 2.0
-    """Half-width of the uniform start noise, as a multiple of the budget."""
-    project: bool = False
+    start: Literal["uniform", "normal"] | None = None
+    """Distribution of the start noise."""
+    start_noise: float | None = None
+    """Half-width of the uniform, deviation of the normal start noise, as a multiple of the budget."""
+    project: bool | None = None
     """Project onto the ball; otherwise images only stay in [0, 1]."""
+    statistics: Literal["batch", "running"] | None = None
+    """Batch norm in the attack: by the batch, as the model trains, or by running averages, as it is used."""
     validation_images: int = 512
-    """Images that PGD-10 is run on at each evaluation."""
+    """Images that PGD is run on at each evaluation."""
+    validation_steps: int = 10
+    """Its steps."""
+    guard: GuardConfig = GuardConfig()
+    """Against catastrophic overfitting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedConfig:
+    """Images from a generative model beside the training set's, such as the published EDM sets (Wang et al. 2023)."""
+
+    file: str
+    """An npz with `image` [n, H, W, 3], bytes, and `label` [n]; looked for as it is, then in the folder of data sets."""
+    fraction: float = 0.7
+    """Share of each batch that comes from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +293,11 @@ class TrainRecipe:
 
     model: ModelConfig
     start_from: str | None = None
-    """Begin with the weights of a saved model (zoo name or folder) instead of random ones."""
+    """Begin with the weights of a saved model (zoo name or folder) instead of random ones; of a masked autoencoder, its
+    encoder."""
     data: DataConfig = DataConfig()
+    generated: GeneratedConfig | None = None
+    """Generated images in each batch; an epoch has as many steps as without."""
     validation: DataConfig = DataConfig(split="test")
     """Images the accuracy is measured on."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -229,7 +305,7 @@ class TrainRecipe:
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the targets."""
     adversarial: AdversarialTrainingConfig | None = None
-    """Train on attacked images; none for clean ones."""
+    """Train against attacks, by one of many methods; none for plain training, whose robustness is not measured either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,10 +491,16 @@ class GradientConfig:
     The forward pass is that of the published purifier unless `forward` is "smooth".
     """
 
-    mode: Literal["identity", "exact", "straight-through", "tanh", "rational", "normalised"] = "identity"
+    mode: Literal["identity", "exact", "straight-through", "tanh", "rational", "normalised", "replacement"] = "identity"
     """identity: the purifier is skipped (BPDA). exact: of the algorithm as published; the sign has derivative zero, so
-    only its clips are seen. The others put a smooth function's derivative in the place of the sign's: g / mean|g|,
-    tanh(g / (τ mean|g|)), g / (|g| + τ mean|g|), √n g / ‖g‖."""
+    only its clips are seen. replacement: that of another function (BPDA as well). The others put a smooth function's
+    derivative in the place of the sign's: g / mean|g|, tanh(g / (τ mean|g|)), g / (|g| + τ mean|g|), √n g / ‖g‖."""
+    replacement: Literal["blur", "one-step", "reconstruction", "imitation"] = "blur"
+    """Whose derivative that is: a Gaussian blur's; that of a single step of the purifier, with the derivative of tanh for
+    the sign's; that of the masked model's prediction of every pixel in one pass; or that of a small network which has been
+    trained to imitate the purifier."""
+    blur: float = 1.0
+    """Standard deviation of the blur, in pixels."""
     temperature: float = 1.0
     """τ of tanh and rational."""
     final_temperature: float | None = None
@@ -430,7 +512,8 @@ class GradientConfig:
     last: int | None = None
     """See only the last so many steps; the ones before count as the identity."""
     forward: Literal["hard", "smooth"] = "hard"
-    """hard: the purifier's own sign. smooth: the attacker's purifier steps by the smooth function as well."""
+    """hard: the purifier's own sign. smooth: the attacker's purifier steps by the smooth function as well, or is the
+    replacement altogether, which is cheap: no image is purified during the attack."""
     ball_scale: float = 1.0
     """Factor on η in the attacker's purifier: a wider ball saturates less, and saturation hides gradients."""
     steps: int | None = None
@@ -531,3 +614,44 @@ class CertifyRecipe:
     """Noisy copies at a time."""
     seed: int = 0
     """Seed of the noise and of the purifier's draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustifyRecipe:
+    """Fine-tune a masked model through the purification and a classifier (RAMRM; AMRM-Pure, appendix D.1)."""
+
+    masked_model: str
+    """Zoo name or folder of the masked model to begin with."""
+    classifier: str = "fast-cnn-cifar10"
+    """Zoo name or folder of the classifier, or someone else's checkpoint; it stays as it is."""
+    arch: str | None = None
+    """Architecture of someone else's checkpoint."""
+    data: DataConfig = DataConfig()
+    validation: DataConfig = DataConfig(split="test", limit=128)
+    """Images that clean, gray-box and white-box accuracy are measured on."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    run: RunConfig = RunConfig()
+    amrm: AMRMConfig = AMRMConfig()
+    """The purification that the model is trained for."""
+    gradient: GradientConfig = GradientConfig(mode="tanh", product="central-difference")
+    """Gradient through the purification, into the weights; with mode identity or exact there is none (A16)."""
+    examples: Literal["online", "static", "gray-box"] = "online"
+    """Stage I (A18): PGD through the purifier as it is now, as it was at the start, or on the classifier alone."""
+    norm: Literal["linf", "l2"] = "linf"
+    radius: Radius = Radius("8/255")
+    """Budget of these examples."""
+    attack_steps: int = 5
+    attack_step_size: float = 0.4
+    """Step as a fraction of the budget."""
+    attack_gradient: GradientConfig = GradientConfig()
+    """Gradient of that attack through the purifier."""
+    start_noise: Radius = Radius("8/255")
+    """Deviation of the Gaussian noise that the attack begins with (x' of Eq. 6)."""
+    clean_share: float = 0.0
+    """Share of each batch that is not attacked."""
+    weights: Literal["all", "decoder", "low-rank"] = "all"
+    """Which weights move (A19)."""
+    rank: int = 4
+    """Rank of the change of each layer, for low-rank."""
+    anchor: float = 0.0
+    """Weight of the reconstruction loss of clean images (ours), which keeps the model a masked autoencoder."""

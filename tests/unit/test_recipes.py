@@ -17,6 +17,7 @@ from robustmim.config import (
     EvaluateRecipe,
     PretrainRecipe,
     PurifyRecipe,
+    RobustifyRecipe,
     TrainRecipe,
 )
 from robustmim.errors import RecipeError
@@ -27,6 +28,7 @@ from robustmim.runs import read_json, read_lines, to_plain
 KINDS = {
     "train": TrainRecipe,
     "pretrain": PretrainRecipe,
+    "robustify": RobustifyRecipe,
     "purify": PurifyRecipe,
     "evaluate": EvaluateRecipe,
     "corruptions": CorruptionsRecipe,

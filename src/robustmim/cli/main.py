@@ -20,6 +20,7 @@ COMMANDS = {
     "init": "copy a recipe to edit",
     "train": "train a classifier",
     "pretrain": "train a masked model",
+    "robustify": "fine-tune a masked model through purification and classifier (RAMRM)",
     "purify": "purify files or folders of images",
     "evaluate": "attack a classifier behind a purifier; verdict on fresh draws, with honesty checks",
     "curve": "accuracy over the budget, an attack's steps, its draws, or the purifier's steps",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def run_training(
     batches: Batches,
     evaluate: Evaluation,
     saved_config: dict[str, Any],
+    finish: Callable[[nn.Module], None] = lambda model: None,
 ) -> int:
-    """Train, save, tell how it ended; return the exit code."""
+    """Train, save, tell how it ended; return the exit code. `finish` is the last to touch the model before it is saved."""
     run: RunConfig = recipe.run
     path = Path(options.out or f"runs/{name}")
     if options.dry_run:
@@ -103,7 +105,7 @@ def run_training(
     resumed = (path / "last.safetensors").exists()
     if here.leads:
         say(
-            f"{'resuming' if resumed else 'starting'} {path}: {recipe.model.name}, {parameter_count(model):,} parameters, "
+            f"{'resuming' if resumed else 'starting'} {path}: {saved_config['name']}, {parameter_count(model):,} parameters, "
             f"{run.epochs:g} epochs × {batches.steps_per_epoch} steps × {run.batch_size} images"
             + (f" over {here.size} processes" if here.size > 1 else "")
             + f" on {here.device}"
@@ -141,6 +143,7 @@ def run_training(
         folder.update("stopped")
         say(f"stopped; everything is in {path}. To go on: robustmim {' '.join(sys.argv[1:])}")
         return 130
+    finish(model)
     save_model(path, model, to_plain(saved_config))
     folder.update("finished")
     say(f"finished: {path}/model.safetensors")

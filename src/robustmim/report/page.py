@@ -24,6 +24,7 @@ TITLES = {
     "evaluate": "Evaluation",
     "train": "Training",
     "pretrain": "Pre-training",
+    "robustify": "Fine-tuning through purification",
     "purify": "Purification",
     "corruptions": "Corruptions",
     "certify": "Certification",
@@ -51,7 +52,7 @@ def write_report(folder: Path) -> Path:
     content: list[Section] = []
     if kind == "evaluate" and (status == "finished" or (folder / "claim.json").exists()):
         content = evaluation_sections(folder)
-    elif kind in ("train", "pretrain") and (status == "finished" or (folder / "log.jsonl").exists()):
+    elif kind in ("train", "pretrain", "robustify") and (status == "finished" or (folder / "log.jsonl").exists()):
         content = training_sections(folder)
     path = folder / "report.html"
     write_page(

@@ -1,0 +1,159 @@
+"""RAMRM (AMRM-Pure, appendix D.1): fine-tune a masked model through the purification and a classifier.
+
+    min_θ  Σ L_C(P_θ(x'), y)                                                              (Eq. 7)
+
+As printed Eq. 7 leaves out P_θ, and with the sign of Algorithm 1 its gradient in θ is zero (docs/paper-versus-code, A16, A17).
+Here the classifier sees the purified image, and a smooth function's derivative stands for the sign's. The steps are walked
+backwards (`robustmim.adjoint`), so that memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from robustmim.config import RobustifyRecipe
+from robustmim.data.loader import Batch
+from robustmim.descent import projected_descent
+from robustmim.errors import RecipeError
+from robustmim.geometry import Ball
+from robustmim.models.masked import MaskedModel, freeze
+from robustmim.models.masking import random_mask
+from robustmim.purify.amrm import AMRMPure
+from robustmim.purify.defended import Defended
+from robustmim.purify.traits import Purifier
+from robustmim.rng import Keys
+from robustmim.rng import keys as keys_of
+from robustmim.types import Images, Labels, PerSample
+
+DECODER = ("decoder", "mask_token", "up.", "head.")
+"""How the names of a decoder's weights begin: those of masked autoencoders, then those of the masked convolution."""
+
+
+class _LowRank(nn.Module):
+    """W + B A: a change of the weight of a given rank (Hu et al. 2022). B begins at zero."""
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        rows, columns = weight.flatten(1).shape
+        rank = min(rank, rows, columns)
+        self.a = nn.Parameter(torch.randn(rank, columns, generator=generator) / columns**0.5)
+        self.b = nn.Parameter(torch.zeros(rows, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.b @ self.a).view_as(weight)
+
+
+def choose_weights(model: nn.Module, recipe: RobustifyRecipe) -> tuple[nn.Parameter, ...]:
+    """Make the weights that a recipe trains trainable, all others not; return them.
+
+    Raises:
+        RecipeError: a model without a decoder whose decoder is to be trained.
+    """
+    freeze(model)
+    if recipe.weights == "low-rank":
+        generator = torch.Generator().manual_seed(recipe.run.seed)
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        for layer in layers:
+            parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, recipe.rank, generator))
+        chosen = [factor for part in model.modules() if isinstance(part, _LowRank) for factor in part.parameters()]
+    else:
+        named = [(name, weight) for name, weight in model.named_parameters()]
+        chosen = [weight for name, weight in named if recipe.weights == "all" or name.startswith(DECODER)]
+    if not chosen:
+        raise RecipeError(f"{recipe.masked_model} has no decoder to train; set weights to all or low-rank")
+    for weight in chosen:
+        weight.requires_grad_(True)
+    return tuple(chosen)
+
+
+def merge_low_rank(model: nn.Module) -> None:
+    """Add low-rank changes to the weights they are changes of, so that the model is saved as it always is."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+class Robustification:
+    """RAMRM's loss: of the classifier on purified images, and of reconstruction on clean ones as an anchor.
+
+    Args:
+        model: the masked model, trained in place; what the recipe does not train is frozen.
+        classifier: logits from [0, 1] images; frozen.
+        recipe: attack, purification, which weights.
+    """
+
+    def __init__(self, model: MaskedModel, classifier: nn.Module, recipe: RobustifyRecipe) -> None:
+        module = cast(nn.Module, model)
+        self.classifier, self.recipe = freeze(classifier), recipe
+        at_start = (
+            AMRMPure(cast(MaskedModel, copy.deepcopy(module)), recipe.amrm) if recipe.examples == "static" else None
+        )
+        self.purifier = AMRMPure(model, recipe.amrm)
+        self.parameters = choose_weights(module, recipe)
+        self._attacked: Purifier | None = {"gray-box": None, "static": at_start, "online": self.purifier}[
+            recipe.examples
+        ]
+
+    def adversarial(self, x: Images, y: Labels, drawn: Keys) -> Images:
+        """Return attacked images: PGD from Gaussian noise, as in stage I (Eq. 6)."""
+        recipe = self.recipe
+        ball = Ball(norm=recipe.norm, eps=recipe.radius)
+
+        def loss(images: Images, step: int) -> PerSample:
+            if self._attacked is None:
+                return F.cross_entropy(self.classifier(images), y, reduction="none")
+            defended = Defended(self._attacked, self.classifier, gradient=recipe.attack_gradient)
+            return F.cross_entropy(defended(images, drawn.fold("attack", step)), y, reduction="none")
+
+        noise = recipe.start_noise * drawn.fold("start").normal(*x.shape[1:]).to(x)
+        return projected_descent(
+            loss,
+            x,
+            ball,
+            steps=recipe.attack_steps,
+            step_size=lambda step: recipe.attack_step_size * recipe.radius,
+            maximise=True,
+            start=ball.project(x + noise, x),
+        ).last
+
+    def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
+        """Return the loss of a batch with its parts: "classification", "reconstruction", and how much of the ball is used.
+
+        What is attacked once and for all (static, gray-box) draws from the sample alone: the same noise in every epoch.
+        """
+        recipe = self.recipe
+        x, y = batch.images, batch.labels
+        clean = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        clean[: round(recipe.clean_share * len(x))] = True
+        attacked = x.clone()
+        if not clean.all():
+            drawn = keys if recipe.examples == "online" else keys_of(recipe.run.seed, "static", batch.ids)
+            attacked[~clean] = self.adversarial(x[~clean], y[~clean], drawn[~clean])
+        purified = self.purifier.differentiable(
+            attacked,
+            keys=keys.fold("purify"),
+            gradient=recipe.gradient,
+            parameters=self.parameters,
+        )
+        logits = self.classifier(purified)
+        classification = F.cross_entropy(logits, y)
+        moved = (purified.detach() - attacked.detach()).abs().flatten(1)
+        found: dict[str, Any] = {
+            "classification": classification.detach(),
+            "accuracy": (logits.argmax(1) == y).float().mean(),
+            # Where the ball clips, its exact derivative is zero and nothing is learnt.
+            "saturated": (moved > recipe.amrm.radius * (1 - 1e-4)).float().mean(),
+        }
+        loss = classification
+        if recipe.anchor:
+            mask = random_mask(keys.fold("anchor"), self.purifier.model.grid(*x.shape[-2:]), recipe.amrm.mask_ratio)
+            reconstruction = self.purifier.model.reconstruct(x.detach(), mask).loss.mean()
+            found["reconstruction"] = reconstruction.detach()
+            loss = loss + recipe.anchor * reconstruction
+        return {"loss": loss, **found}
