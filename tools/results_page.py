@@ -119,6 +119,29 @@ def table(claim: dict, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def certificate(claim: dict, folder: Path) -> str:
+    """Return the table of a certification: no attack can lower these numbers."""
+    rows = claim["certified"]
+    lines = [
+        f"### Certified: {claim['classifier']}, {claim['purifier'] or 'no purifier'}, σ = {claim['sigma']:g}",
+        "",
+        "| most frequent class is right | abstained | "
+        + " | ".join(f"certified beyond l2 {row['radius']:g}" for row in rows)
+        + " | mean radius |",
+        "|---" * (len(rows) + 3) + "|",
+        "| "
+        + " | ".join([percent(claim["smoothed"]), percent(claim["abstained"]), *map(percent, rows)])
+        + f" | {claim['mean_radius']:.3f} |",
+        "",
+        f"n = {claim['images']}, {claim['selection_draws']} + {claim['draws']} draws, α = {claim['alpha']:g}, seed "
+        f"{claim['seed']}, {claim['milliseconds_per_image']:.0f} ms an image ({claim['environment']['hardware']}). "
+        f"{claim['guarantee']} `results/{folder.name}`",
+    ]
+    for finding in claim["findings"]:
+        lines += ["", f"*{finding['level']}*: {finding['sentence']}"]
+    return "\n".join(lines)
+
+
 def seeing() -> str:
     """Return the table of what the zoo's masked models see of an attack, and what they undo."""
     path = ROOT / "results" / "masked-models.json"
@@ -152,7 +175,8 @@ def page() -> str:
     parts: dict[str, list[str]] = {}
     for path in sorted((ROOT / "results").glob("*/claim.json")):
         claim = json.loads(path.read_text())
-        parts.setdefault(claim["data"], []).append(table(claim, path.parent))
+        write = certificate if "certified" in claim else table
+        parts.setdefault(claim["data"], []).append(write(claim, path.parent))
     meaning = (ROOT / "results" / "meaning.md").read_text()
     body = "\n\n".join(f"## {data}\n\n" + "\n\n".join(tables) for data, tables in parts.items())
     return HEAD + meaning.strip() + "\n\n" + body + "\n\n" + seeing()
