@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustmim.models.adapters import Normalised
     from robustmim.models.importer import load_mae
     from robustmim.models.mae import MaskedAutoencoder
+    from robustmim.models.maskdit import MaskDiT
     from robustmim.models.masked_conv import MaskedConvolution
     from robustmim.models.record import AttentionRecorder
     from robustmim.models.zoo import load_model, open_classifier, save_model
@@ -39,6 +40,7 @@ _HOMES = {
     "Ball": "geometry",
     "Defended": "purify.defended",
     "Keys": "rng",
+    "MaskDiT": "models.maskdit",
     "MaskedAutoencoder": "models.mae",
     "MaskedConvolution": "models.masked_conv",
     "Normalised": "models.adapters",
@@ -69,6 +71,7 @@ __all__ = [
     "Defended",
     "GradientConfig",
     "Keys",
+    "MaskDiT",
     "MaskedAutoencoder",
     "MaskedConvolution",
     "Normalised",

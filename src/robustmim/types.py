@@ -8,6 +8,9 @@ from torch import Tensor
 Images = Float[Tensor, "batch channels height width"]
 """Float images in [0, 1]."""
 
+Signed = Float[Tensor, "batch channels height width"]
+"""Images scaled to [-1, 1], the units of diffusion models, with or without noise."""
+
 Labels = Int[Tensor, " batch"]
 """Class indices."""
 

@@ -114,12 +114,13 @@ def _purify_file(
 
     from robustmim.data.images import fit_image, read_image, write_image
     from robustmim.models.mae import MaskedAutoencoder
+    from robustmim.models.masked_denoiser import MaskedDenoiser, MaskedDiffusion
     from robustmim.purify.trace import Trace
     from robustmim.rng import content_ids, keys
 
     image = read_image(path)
     size = options.size
-    if size is None and isinstance(purifier.model, MaskedAutoencoder):
+    if size is None and isinstance(purifier.model, MaskedAutoencoder | MaskedDenoiser | MaskedDiffusion):
         size = purifier.model.image_size
     if size is not None:
         image = fit_image(image, size)

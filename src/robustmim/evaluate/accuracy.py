@@ -12,7 +12,7 @@ from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.descent import projected_descent
 from robustmim.geometry import Ball
-from robustmim.models.masked import MaskedModel
+from robustmim.models.masked import MaskedModel, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.rng import keys
 
@@ -65,6 +65,7 @@ def masked_loss(
     total = 0.0
     for batch in in_order(source, batch_size, device):
         grid = model.grid(*batch.images.shape[-2:])
-        mask = random_mask(keys(seed, "validation", batch.ids), grid, ratio)
-        total += float(model.reconstruct(batch.images, mask).loss.sum())
+        drawn = keys(seed, "validation", batch.ids)
+        mask = random_mask(drawn, grid, ratio)
+        total += float(with_draws(model, drawn).reconstruct(batch.images, mask).loss.sum())
     return total / len(source)

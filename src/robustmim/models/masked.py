@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustmim.rng import Keys
 from robustmim.types import Images, Mask, PerSample, Tokens
 
 Counted = Literal["hidden", "all"]
@@ -91,6 +92,31 @@ class EncoderModel(MaskedModel, Protocol):
             loss_over: count the hidden patches, or all of them.
             units: of the loss.
         """
+
+
+@runtime_checkable
+class RandomisedModel(Protocol):
+    """A masked model with random draws of its own, besides the masks that it is given: a masked diffusion model.
+
+    Attributes:
+        randomised: whether its loss depends on the keys at all.
+    """
+
+    randomised: bool
+
+    def drawn(self, keys: Keys, *, draw: int = 0, progress: float = 0.0) -> MaskedModel:
+        """Return the model with its draws made, a deterministic one.
+
+        Args:
+            keys: one per sample.
+            draw: number of the draw; another one gets other noise.
+            progress: of a descent in [0, 1], for what changes from its first to its last step.
+        """
+
+
+def with_draws(model: MaskedModel, keys: Keys, *, draw: int = 0, progress: float = 0.0) -> MaskedModel:
+    """Make the draws of a model that has any; another one is returned as it is."""
+    return model.drawn(keys, draw=draw, progress=progress) if isinstance(model, RandomisedModel) else model
 
 
 def hidden_mean(error: Float[Tensor, "batch channels height width"], hidden: Tensor) -> PerSample:

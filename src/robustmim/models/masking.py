@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustmim.errors import InputError, RecipeError
@@ -115,6 +116,13 @@ def split_ids(mask: Mask) -> tuple[Tensor, Tensor]:
     hidden = int(flat[0].sum())
     order = flat.to(torch.uint8).argsort(dim=1, stable=True)
     return order[:, : flat.shape[1] - hidden], order[:, flat.shape[1] - hidden :]
+
+
+def take(
+    tokens: Float[Tensor, "#batch tokens width"], ids: Int[Tensor, "batch chosen"]
+) -> Float[Tensor, "batch chosen width"]:
+    """Pick the tokens with these indices, sample by sample; a batch of one serves all samples."""
+    return tokens.expand(len(ids), -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def enlarge(mask: Mask, patch_size: int) -> Tensor:

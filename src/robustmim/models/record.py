@@ -21,12 +21,13 @@ class AttentionRecorder:
 
     Args:
         model: anything built of `Attention` layers.
-        prefix: record only layers whose name starts so ("decoder_blocks" for the decoder of an MAE).
+        prefix: record only layers of the part whose name starts so ("decoder_blocks" for the decoder of an MAE), at
+            whatever depth the model is wrapped.
     """
 
     def __init__(self, model: nn.Module, *, prefix: str = "") -> None:
         self.maps: list[Tensor] = []
-        layers = [m for name, m in model.named_modules() if isinstance(m, Attention) and name.startswith(prefix)]
+        layers = [m for name, m in model.named_modules() if isinstance(m, Attention) and f".{prefix}" in f".{name}"]
         self._before = [(layer, layer.explicit) for layer in layers]
         self._handles: list[RemovableHandle] = []
         for layer in layers:

@@ -14,7 +14,7 @@ from robustmim.config import GradientConfig, ReconstructionConfig
 from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
-from robustmim.models.masked import MaskedModel, freeze
+from robustmim.models.masked import MaskedModel, freeze, with_draws
 from robustmim.models.masking import enlarge, hidden_count, partition_masks
 from robustmim.purify.amrm import padded_batch
 from robustmim.purify.traits import Callback, Traits
@@ -50,6 +50,11 @@ class MaskedReconstruction:
     def traits(self) -> Traits:
         """What an attacker must know."""
         return Traits(randomised=True, optimises_at_test_time=False, steps=1)
+
+    @property
+    def mask_ratio(self) -> float:
+        """Fraction of the cells that its masks hide."""
+        return self.config.mask_ratio
 
     def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
         """Return purified images.
@@ -99,8 +104,8 @@ class MaskedReconstruction:
         x, keys = padded_batch(x, keys)
         masks = partition_masks(keys.fold("mask"), self.model.grid(*x.shape[-2:]), self.config.mask_ratio)
         predicted, losses = x, []
-        for mask in masks:
-            found = self.model.reconstruct(x, mask, need_pixels=True)
+        for draw, mask in enumerate(masks):
+            found = with_draws(self.model, keys, draw=draw).reconstruct(x, mask, need_pixels=True)
             assert found.pixels is not None
             predicted = torch.where(enlarge(mask, self.model.patch_size), found.pixels, predicted)
             losses.append(found.loss)

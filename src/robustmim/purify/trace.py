@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustmim.models.masked import MaskedModel
+from robustmim.models.masked import MaskedModel, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.models.record import AttentionRecorder
 from robustmim.models.vit import Attention
@@ -27,11 +27,12 @@ def attention_matrix_variation(
         return None
     grid = model.grid(*x.shape[-2:])
     mask = random_mask(keys.fold("amv"), grid, ratio)
+    drawn = with_draws(model, keys.fold("amv"))
     with torch.no_grad(), AttentionRecorder(model, prefix="decoder_blocks") as recorder:
-        model.reconstruct(x, mask)
+        drawn.reconstruct(x, mask)
         own = list(recorder.maps)
         recorder.clear()
-        model.reconstruct(reference, mask)
+        drawn.reconstruct(reference, mask)
     per_layer = [(a - b).square().sum((-2, -1)).sqrt().mean(1) for a, b in zip(own, recorder.maps, strict=True)]
     return torch.stack(per_layer).mean(0)
 

@@ -16,7 +16,7 @@ from robustmim.config import ProbeConfig
 from robustmim.data import sources
 from robustmim.evaluate.accuracy import in_order
 from robustmim.geometry import Ball
-from robustmim.models.masked import MaskedModel, freeze
+from robustmim.models.masked import MaskedModel, freeze, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.models.zoo import open_classifier
 from robustmim.purify.amrm import AMRMPure
@@ -70,7 +70,7 @@ class PurificationProbe:
                 grid = model.grid(*x.shape[-2:])
                 with torch.no_grad():
                     mask = random_mask(drawn.fold("mask"), grid, self._config.amrm.mask_ratio)
-                    loss += float(model.reconstruct(x, mask).loss.sum())
+                    loss += float(with_draws(model, drawn.fold("mask")).reconstruct(x, mask).loss.sum())
                     purified = purifier(x, keys=drawn.fold("purify"))
                     right += int((self._classifier(purified).argmax(1) == y).sum())
                 count += len(x)

@@ -1,0 +1,55 @@
+"""How a masked diffusion model is trained (MaskDiT, Zheng et al. 2024): denoise what is visible, predict what is hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from robustmim.config import DenoisingConfig
+from robustmim.data.loader import Batch
+from robustmim.models.edm import log_normal_levels, to_signed
+from robustmim.models.masked_denoiser import MaskedDiffusion, denoising_error
+from robustmim.models.masking import random_mask
+from robustmim.rng import Keys
+from robustmim.types import Labels
+
+
+@dataclass(frozen=True)
+class MaskedDenoising:
+    """Denoising score matching on the visible patches + weight · squared error of the hidden ones (MaskDiT, Eq. 4 to 6).
+
+    Attributes:
+        ratios: fractions hidden, taken in turns, step by step; 0 hides nothing (the fine-tuning without masks).
+        config: noise levels, weight and target of the hidden patches, dropping of labels.
+    """
+
+    ratios: tuple[float, ...]
+    config: DenoisingConfig = DenoisingConfig()
+
+    def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
+        """Return the loss of the batch under fresh masks, noise levels and noise, and its two parts."""
+        network, config = cast(MaskedDiffusion, model), self.config
+        images = to_signed(batch.images)
+        ratio = self.ratios[step % len(self.ratios)]
+        mask = random_mask(keys.fold("mask"), network.grid(*images.shape[-2:]), ratio) if ratio else None
+        error = denoising_error(
+            network,
+            images,
+            images,
+            mask,
+            sigma=log_normal_levels(keys.fold("level"), config.log_mean, config.log_deviation),
+            noise=keys.fold("noise").normal(*images.shape[1:]),
+            labels=self._labels(network, batch.labels, keys),
+            hidden_target=config.hidden_target,
+        )
+        denoising, hidden = error.denoising.mean(), error.hidden.mean()
+        return {"loss": denoising + config.hidden_weight * hidden, "denoising": denoising, "hidden": hidden}
+
+    def _labels(self, network: MaskedDiffusion, labels: Labels, keys: Keys) -> Labels | None:
+        if not network.classes:
+            return None
+        dropped = keys.fold("label").uniform(1)[:, 0] < self.config.label_dropout
+        return torch.where(dropped, torch.full_like(labels, network.classes), labels)
