@@ -25,8 +25,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.models.efficientnet_lite",
         "robustmim.models.adapters",
     ),
-    "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv"),
-    "purifier": ("robustmim.purify.amrm", "robustmim.purify.reconstruct"),
+    "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv", "robustmim.models.maskdit"),
+    "purifier": ("robustmim.purify.amrm", "robustmim.purify.reconstruct", "robustmim.purify.diffusion"),
     "attack": (
         "robustmim.attacks.pgd",
         "robustmim.attacks.apgd",
