@@ -1,0 +1,87 @@
+"""`robustmim sample MODEL`: images drawn from a diffusion model, as one picture: what it has learned, at a glance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from robustmim.config import Solver
+from robustmim.errors import CheckpointError, RecipeError
+from robustmim.recipe import parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """How many images, and how they are drawn."""
+
+    out: str = "samples.png"
+    """The picture (PNG): the images in rows, as near to a square as their number allows."""
+    count: int = 64
+    """Number of images."""
+    steps: int = 18
+    """Noise levels."""
+    solver: Solver = "heun"
+    """Reverse process: heun and euler are deterministic given the start noise; ancestral and sde are not."""
+    label: int | None = None
+    """Class of all images, for a model with classes; default: none."""
+    seed: int = 0
+    """Seed of the noise; image i is the same whatever the count."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Nothing:
+    """Draw images from a diffusion model: a run folder, or a name of the zoo."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    name: str | None = None
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+    _, options, _ = parse(
+        "sample", _Nothing, SampleOptions, arguments, usage="robustmim sample MODEL [--out FILE.png] [--key value …]"
+    )
+    if name is None:
+        raise RecipeError("name a diffusion model: robustmim sample runs/NAME")
+    if options.count < 1:
+        raise RecipeError(f"count is {options.count}, but a picture takes at least one image")
+
+    import torch
+    from einops import rearrange
+
+    from robustmim.cli.console import say
+    from robustmim.data.images import write_image
+    from robustmim.models.masked_denoiser import MaskedDiffusion
+    from robustmim.models.sampling import sample
+    from robustmim.models.zoo import load_model
+    from robustmim.rng import keys
+    from robustmim.train.distributed import choose_device
+
+    device = choose_device(options.device)
+    model = load_model(name, kind="masked-model", device=device)
+    if not isinstance(model, MaskedDiffusion):
+        raise CheckpointError(f"{name} is no diffusion model: it draws no images")
+    labels = None
+    if options.label is not None:
+        if not 0 <= options.label < model.classes:
+            raise RecipeError(
+                f"{name} knows {model.classes} classes, numbered from 0; there is no class {options.label}"
+            )
+        labels = torch.full((options.count,), options.label, device=device)
+    images = sample(
+        model,
+        keys(options.seed, "sample", torch.arange(options.count, device=device)),
+        (3, model.image_size, model.image_size),
+        steps=options.steps,
+        solver=options.solver,
+        labels=labels,
+    ).cpu()
+    columns = math.ceil(math.sqrt(options.count))
+    missing = -options.count % columns
+    images = torch.cat([images, torch.ones(missing, *images.shape[1:])])
+    write_image(Path(options.out), rearrange(images, "(r c) channels h w -> channels (r h) (c w)", c=columns))
+    say(f"{options.count} images are in {options.out}")
+    return 0
