@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustmim.errors import RecipeError, suggest
 
-WHAT = ("zoo", "recipes", "classifiers", "masked-models", "purifiers", "attacks", "data")
+WHAT = ("zoo", "recipes", "classifiers", "masked-models", "purifiers", "attacks", "methods", "data")
 
 
 def main(arguments: list[str]) -> int:
@@ -40,6 +40,7 @@ def _entries(what: str) -> list[tuple[str, str]]:
         "masked-models": "masked-model",
         "purifiers": "purifier",
         "attacks": "attack",
+        "methods": "method",
         "data": "data",
     }
     return [(name, "") for name in names(kinds[what])]

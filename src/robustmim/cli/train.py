@@ -1,4 +1,4 @@
-"""`robustmim train RECIPE`: train a classifier."""
+"""`robustmim train RECIPE`: train a classifier, or fine-tune a masked autoencoder's encoder into one."""
 
 from __future__ import annotations
 
@@ -11,36 +11,42 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     recipe, options, name = parse("train", TrainRecipe, JobOptions, arguments)
 
-    import torch
     from torch import nn
 
-    from robustmim.cli.training import open_loader, open_source, run_training
+    from robustmim.cli.training import open_generated, open_loader, open_source, run_training
+    from robustmim.data.loader import Batches, Replayed
     from robustmim.evaluate.accuracy import attacked_accuracy, classifier_accuracy
     from robustmim.geometry import Ball
-    from robustmim.models.fast_cnn import InitialisedFromData
-    from robustmim.models.zoo import copy_weights, saved_config
-    from robustmim.registry import build
+    from robustmim.models.zoo import saved_config
+    from robustmim.train.classifier import make_classifier, make_objective
     from robustmim.train.distributed import world
-    from robustmim.train.objectives import AdversarialClassification, Classification
+    from robustmim.train.free import Free
+    from robustmim.train.generalist import TwoLearners
+    from robustmim.train.methods import attack_of
 
     with world(options.device) as here:
         source = open_source(recipe.data, here.device)
         validation = open_source(recipe.validation, here.device)
-        torch.manual_seed(recipe.run.seed)  # the initial weights; every later draw is keyed
-        model = build("classifier", recipe.model.name, **{"classes": len(source.classes)} | recipe.model.options)
-        if recipe.start_from is not None:
-            copy_weights(recipe.start_from, model)
-        elif isinstance(model, InitialisedFromData):
-            model.initialise_from(source.fetch(torch.arange(min(2000, len(source)))).cpu().float() / 255)
+        model, built = make_classifier(recipe, source)
         model.to(here.device)
+        objective = make_objective(recipe, source, here.device)
+        batches: Batches = (
+            open_loader(recipe.data, recipe.run, here, source)
+            if recipe.generated is None
+            else open_generated(recipe.generated, recipe.data, recipe.run, here, source)
+        )
+        if isinstance(objective, Free):
+            batches = Replayed(batches, objective.replays)
         adversarial = recipe.adversarial
 
         def evaluate(trained: nn.Module) -> dict[str, float]:
             found = {"accuracy": classifier_accuracy(trained, validation, device=here.device)}
             if adversarial is not None:
                 ball = Ball(norm=adversarial.norm, eps=adversarial.radius)
-                limit = adversarial.validation_images
-                found["robust_accuracy"] = attacked_accuracy(trained, validation, ball, limit=limit, device=here.device)
+                limit, steps = adversarial.validation_images, adversarial.validation_steps
+                found["robust_accuracy"] = attacked_accuracy(
+                    trained, validation, ball, limit=limit, device=here.device, steps=steps
+                )
             return found
 
         return run_training(
@@ -50,10 +56,10 @@ def main(arguments: list[str]) -> int:
             options=options,
             here=here,
             model=model,
-            objective=AdversarialClassification(adversarial, recipe.label_smoothing)
-            if adversarial is not None
-            else Classification(recipe.label_smoothing),
-            batches=open_loader(recipe.data, recipe.run, here, source),
+            objective=objective,
+            batches=batches,
             evaluate=evaluate,
-            saved_config=saved_config("classifier", recipe.model, classes=source.classes),
+            saved_config=saved_config("classifier", built, classes=source.classes),
+            product=model.mixed if isinstance(model, TwoLearners) else None,
+            about=None if adversarial is None else {"attack": attack_of(adversarial)},
         )

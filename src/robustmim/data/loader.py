@@ -8,10 +8,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from robustmim.config import DataConfig
+from robustmim.data.augment import erase, rand_augment
+from robustmim.data.mixing import mix
 from robustmim.data.sources import Source
 from robustmim.errors import RecipeError
 from robustmim.rng import Keys, keys, permutation
@@ -23,11 +25,30 @@ class Batch:
     """Images in [0, 1] with labels and ids, on the device.
 
     `ids` name the samples for random draws: a sample's draws depend on its id, the seed and the epoch, not on its batch.
+    `mixed` is the distribution over the classes of images that were mixed; None where each image is of its label.
     """
 
     images: Images
     labels: Labels
     ids: Int[Tensor, " batch"]
+    mixed: Float[Tensor, "batch classes"] | None = None
+
+    @property
+    def goal(self) -> Tensor:
+        """What the images should be taken for: labels `[B]`, or a distribution over the classes `[B, K]`."""
+        return self.labels if self.mixed is None else self.mixed
+
+    @property
+    def likeliest(self) -> Labels:
+        """The label of each image; of a mixed one, that of its larger part."""
+        return self.labels if self.mixed is None else self.mixed.argmax(1)
+
+    def parts(self, count: int) -> list[Batch]:
+        """Cut the batch into equal parts."""
+        size = len(self.images) // count
+        mixed = [None] * count if self.mixed is None else self.mixed.split(size)
+        columns = (self.images.split(size), self.labels.split(size), self.ids.split(size), mixed)
+        return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
 @runtime_checkable
@@ -102,6 +123,8 @@ class Loader:
         self.source, self.config, self.seed, self.device = source, config, seed, device
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.steps_per_epoch = len(source) // batch_size
+        self.warmup_steps = config.augment.warmup_epochs * self.steps_per_epoch
+        """Steps over which strong augmentation grows to its strength."""
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def batch(self, step: int) -> Batch:
@@ -110,12 +133,31 @@ class Loader:
         if self._order[0] != epoch:
             self._order = (epoch, permutation(self.seed, epoch, len(self.source)))
         share = self.batch_size // self.world
-        first = place * self.batch_size + self.rank * share
-        indices = self._order[1][first : first + share]
+        whole = self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        indices, augment = whole[own], self.config.augment
+        labels, ids = self.source.labels[indices].to(self.device), self.source.ids[indices].to(self.device)
+        grown = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        images = self._augmented(indices, epoch, grown)
+        if not (augment.mixup or augment.cutmix):
+            return Batch(images, labels, ids)
+        # The partner is the image at the same place from the end of the whole batch, whoever holds it.
+        others = whole.flip(0)[own]
+        partners = self._augmented(others, epoch, grown)
+        drawn = keys(self.seed, "augment", ids, epoch)
+        images, weight = mix(images, partners, drawn, augment, augment.mix_probability * (1 + grown) / 2)
+        goal, other = (
+            F.one_hot(self.source.labels[some].to(self.device), len(self.source.classes)).to(images)
+            for some in (indices, others)
+        )
+        return Batch(images, labels, ids, torch.lerp(other, goal, weight[:, None]))
+
+    def _augmented(self, indices: Int[Tensor, " share"], epoch: int, grown: float) -> Images:
+        """Return the images at these places, each augmented on its own; `grown` is the strength reached, 0 to 1."""
+        config, augment = self.config, self.config.augment
         images = self.source.fetch(indices).to(self.device)
         ids = self.source.ids[indices].to(self.device)
         drawn = keys(self.seed, "augment", ids, epoch)
-        config = self.config
         if config.padding or config.crop:
             images = random_crop(images, drawn, config.crop or images.shape[-1], config.padding)
         if config.flip == "random":
@@ -125,9 +167,19 @@ class Loader:
             side = keys(self.seed, "side", ids).uniform(1)[:, 0] < 0.5
             images = flip(images, side ^ bool(epoch % 2))
         result = images.to(torch.float32) / 255
+        if augment.rand_augment:
+            result = rand_augment(
+                result,
+                drawn,
+                operations=augment.rand_augment,
+                magnitude=1 + (augment.magnitude - 1) * grown,
+                deviation=augment.magnitude_deviation,
+            )
         if config.cutout:
             result = cutout(result, drawn, config.cutout)
-        return Batch(result, self.source.labels[indices].to(self.device), ids)
+        if augment.erasing:
+            result = erase(result, drawn, augment.erasing)
+        return result
 
 
 class Mixture:
@@ -149,6 +201,36 @@ class Mixture:
         number = self._cycle[place]
         own_step = turn * self._cycle.count(number) + self._cycle[:place].count(number)
         return self.loaders[number].batch(own_step)
+
+
+class Extended:
+    """Batches of which a part comes from another set: generated images beside real ones.
+
+    Each set goes through its own images in its own order; images are mixed with others of their set. An epoch has as many
+    steps as the first set alone would have, as in the work the published sets come from.
+
+    Args:
+        loaders: whose batches are joined; the first one's set counts the epochs.
+    """
+
+    replays = 1
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        self.loaders = loaders
+        self.steps_per_epoch = len(loaders[0].source) // sum(loader.batch_size for loader in loaders)
+        for loader in loaders:
+            loader.warmup_steps = loader.config.augment.warmup_epochs * self.steps_per_epoch
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        parts = [loader.batch(step) for loader in self.loaders]
+        mixed = [part.mixed for part in parts if part.mixed is not None]
+        return Batch(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.ids for part in parts]),
+            torch.cat(mixed) if mixed else None,
+        )
 
 
 class Replayed:

@@ -21,11 +21,13 @@ def save(
     model: nn.Module,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    objective: dict[str, Tensor],
     about: dict[str, Any],
 ) -> None:
-    """Write weights, averaged weights, optimiser state and `about` (step, elapsed seconds, …) to one file."""
+    """Write weights, averages, the optimiser's state, the objective's, and `about` (step, elapsed seconds, …) to one file."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.items()}
+    tensors |= {f"objective.{name}": value for name, value in objective.items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
@@ -38,13 +40,13 @@ def save(
 
 def load(
     path: Path, *, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Read a checkpoint back into a model, its average and its optimiser; return what `save` was told in `about`.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a checkpoint back into a model, its average and its optimiser; return `about` and the objective's state.
 
     Raises:
         CheckpointError: damaged, or of another model.
     """
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "objective": {}}
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
@@ -64,4 +66,4 @@ def load(
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return about
+    return about, parts["objective"]

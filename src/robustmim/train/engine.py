@@ -1,6 +1,8 @@
 """The engine that trains everything: straight loop, exact resume, clean stop.
 
-Order of a step: learning rate → batch → loss → backward → clip → optimiser → average → log → evaluate → checkpoint.
+Order of a step: learning rate → batch → for each of its parts loss and backward → clip → optimiser → average → objective's
+own → log → evaluate → checkpoint. One step makes one reduction over the processes, however many parts it has and passes its
+objective makes. A step whose gradient is not a number is skipped, its traces in batch norm included.
 Every draw is a function of (seed, sample id, step), so a checkpoint needs no random state, and a run that was killed
 goes on to the same weights, bit for bit, on the same hardware and number of processes.
 """
@@ -21,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from robustmim.config import OptimizerConfig, RunConfig
 from robustmim.data.loader import Batch, Batches
-from robustmim.errors import RobustmimError
+from robustmim.errors import RecipeError, RobustmimError
 from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder
 from robustmim.train import checkpoint
 from robustmim.train.distributed import World
-from robustmim.train.objectives import Objective
+from robustmim.train.objectives import FollowsSteps, KeepsState, Objective, Training
 from robustmim.train.schedule import learning_rate_factor, make_optimizer
 
 Status = Literal["finished", "stopped"]
@@ -37,7 +39,7 @@ LOG_EVERY_SECONDS = 10.0
 
 
 class Diverged(RobustmimError):
-    """The loss is no longer a number."""
+    """The gradient is no longer a number, step after step."""
 
 
 class _Step(nn.Module):
@@ -94,6 +96,21 @@ def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float, 
                 average[name].copy_(value)
 
 
+def _backward(forward: nn.Module, parts: list[Batch], drawn: Keys, step: int, autocast: Any) -> dict[str, Tensor]:
+    """Add up the gradients of a step's parts and return the means of their values; processes are asked once, in the last."""
+    total: dict[str, Tensor] = {}
+    size = len(drawn) // len(parts)
+    for number, part in enumerate(parts):
+        waits = isinstance(forward, DistributedDataParallel) and number + 1 < len(parts)
+        with forward.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with autocast:
+                values = forward(part, drawn[number * size : (number + 1) * size], step)
+            (values["loss"] / len(parts)).backward()
+        for name, value in values.items():
+            total[name] = total.get(name, 0) + value.detach() / len(parts)
+    return total
+
+
 def _autocast(precision: str, device: torch.device) -> Any:
     bfloat16 = precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -131,22 +148,42 @@ def fit(
         "finished", or "stopped" when the limit or a signal came first.
 
     Raises:
-        Diverged: the loss is not finite; the last checkpoint is kept.
+        Diverged: more steps in a row than `run.skips` had no finite gradient; the weights from before them are saved.
         CheckpointError: `last.safetensors` is damaged or of another model.
+        RecipeError: a batch that cannot be cut into the parts asked for.
     """
+    if batches.replays > 1 and run.accumulate > 1:
+        raise RecipeError("training that replays its batches takes each of them whole; set run.accumulate to 1")
+    if (run.batch_size // world.size) % run.accumulate:
+        raise RecipeError(
+            f"a process's {run.batch_size // world.size} images cannot be cut into {run.accumulate} equal parts; change "
+            "run.batch_size or run.accumulate"
+        )
     total = max(1, round(run.epochs * batches.steps_per_epoch))
     evaluate_every = max(1, round(run.evaluate_every * batches.steps_per_epoch))
     optimizer = make_optimizer(model, optimizer_config)
     average = {name: value.clone() for name, value in model.state_dict().items()} if run.ema else {}
     path = folder.path / "last.safetensors"
     step, spent = 0, 0.0
+    skipped, in_a_row = 0, 0
     if path.exists():
-        about = checkpoint.load(path, model=model, average=average, optimizer=optimizer)
+        about, kept = checkpoint.load(path, model=model, average=average, optimizer=optimizer)
         step, spent = about["step"], about["seconds"]
+        total = step if step == about["total"] else total  # the run has ended, if before its time
+        skipped, in_a_row = about.get("skipped", 0), about.get("in_a_row", 0)
+        if isinstance(objective, KeepsState):
+            objective.restore(kept)
         folder.forget_after(step)
     forward: nn.Module = _Step(model, objective)
     if world.size > 1:
         forward = DistributedDataParallel(forward, broadcast_buffers=True)
+    # What a forward pass changes besides the gradients.
+    remembered = [
+        buffer
+        for layer in model.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        for buffer in layer.buffers()
+    ]
 
     began = last_saved = last_logged = time.monotonic()
     logged_step = step
@@ -156,8 +193,9 @@ def fit(
 
     def save() -> None:
         if world.leads:
-            about = {"step": step, "total": total, "seconds": seconds()}
-            checkpoint.save(path, model=model, average=average, optimizer=optimizer, about=about)
+            about = {"step": step, "total": total, "seconds": seconds(), "skipped": skipped, "in_a_row": in_a_row}
+            state: dict[str, Tensor] = objective.state() if isinstance(objective, KeepsState) else {}
+            checkpoint.save(path, model=model, average=average, optimizer=optimizer, objective=state, about=about)
 
     with _stop_signals() as asked:
         model.train()
@@ -167,27 +205,42 @@ def fit(
                 group["lr"] = group["peak"] * factor
             batch = batches.batch(step)
             drawn = keys(run.seed, "step", batch.ids, step)
-            with _autocast(run.precision, world.device):
-                values = forward(batch, drawn, step)
-            loss = values["loss"]
+            before = [buffer.clone() for buffer in remembered]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if optimizer_config.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), optimizer_config.clip)
-            optimizer.step()
+            autocast = _autocast(run.precision, world.device)
+            values = _backward(forward, batch.parts(run.accumulate), drawn, step, autocast)
+            trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
             step += 1
-            if average:
-                _update_average(average, model, run.ema, step)
+            ended = False
+            # Every process has the same gradient by now, and so comes to the same conclusion.
+            if norm.isfinite():
+                if optimizer_config.clip:
+                    nn.utils.clip_grads_with_norm_(trained, optimizer_config.clip, norm)
+                optimizer.step()
+                in_a_row = 0
+                if average:
+                    _update_average(average, model, run.ema, step)
+                if isinstance(objective, FollowsSteps):
+                    ended = objective.after_step(
+                        Training(model, average, optimizer, step, total, batches.steps_per_epoch, world)
+                    )
+            else:
+                for buffer, value in zip(remembered, before, strict=True):
+                    buffer.copy_(value)
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                if in_a_row > run.skips:
+                    save()
+                    raise Diverged(
+                        f"the gradient was not a number {in_a_row} times in a row, up to step {step}; the weights from before "
+                        f"are saved in {path}. Lower optimizer.learning_rate, or set optimizer.clip"
+                    )
+            if ended:
+                total = step
 
             now = time.monotonic()
-            if now - last_logged > LOG_EVERY_SECONDS or step in (1, total):
-                # Reading the loss waits for the device, so it is read, and checked, only when logged.
-                row = {name: value.item() for name, value in values.items()}
-                if not math.isfinite(row["loss"]):
-                    raise Diverged(
-                        f"the loss became {row['loss']} at step {step}; everything up to the last checkpoint is kept in "
-                        f"{path}. Lower optimizer.learning_rate, or set optimizer.clip"
-                    )
+            if (now - last_logged > LOG_EVERY_SECONDS or step in (1, total)) and not in_a_row:
+                row = {name: value.item() for name, value in values.items()} | ({"skipped": skipped} if skipped else {})
                 rate = (step - logged_step) * len(batch.images) * world.size / max(now - last_logged, 1e-9)
                 row |= {
                     "step": step,

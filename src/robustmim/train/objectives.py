@@ -2,22 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustmim.config import AdversarialTrainingConfig
 from robustmim.data.loader import Batch
-from robustmim.descent import projected_descent
-from robustmim.geometry import Ball
+from robustmim.models.vit import stochastic_depth
 from robustmim.rng import Keys
+from robustmim.train.distributed import World
+from robustmim.train.losses import Logits
 from robustmim.types import Images
 
 Objective = Callable[[nn.Module, Batch, Keys, int], dict[str, Tensor]]
-"""(model, batch, keys of this step, step) → named scalars; "loss" is minimised, the rest is logged."""
+"""(model, batch, keys of this step, step) → named scalars; "loss" is minimised, the rest is logged.
+
+It may be called on a part of a process's batch, and must not use `torch.no_grad` on the model: autocast would remember
+weights that were cast without a gradient."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where a run stands after a step.
+
+    Attributes:
+        model: the network itself.
+        average: its averaged weights; empty without them.
+        optimizer: what has just made the step.
+        step, total: steps done, steps in all.
+        steps_per_epoch: steps of an epoch.
+        world: this process among the others.
+    """
+
+    model: nn.Module
+    average: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int
+    total: int
+    steps_per_epoch: int
+    world: World
+
+
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """An objective that does something after each optimiser step, alike in every process."""
+
+    def after_step(self, training: Training) -> bool:
+        """Look at the run, change its weights; return whether it must end here."""
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """An objective that remembers something from step to step, the same in every process; checkpoints hold it."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs to know."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Remember what `state` returned."""
+
+
+def passed(model: nn.Module, images: Images, keys: Keys) -> Logits:
+    """Return the logits of a training pass: with dropped paths, where the model has any."""
+    with stochastic_depth(model, keys):
+        return model(images)
+
+
+def accuracy(logits: Logits, batch: Batch, classes: int | None = None) -> Tensor:
+    """Return the share of a batch that is taken for its label; for a mixed image, that of its larger part.
+
+    Args:
+        logits: of the images.
+        batch: their labels.
+        classes: of the labels, where there are more logits: classes then stand for their number modulo this.
+    """
+    return (logits.argmax(1) % (classes or logits.shape[1]) == batch.likeliest).float().mean()
 
 
 @dataclass(frozen=True)
@@ -28,54 +90,6 @@ class Classification:
 
     def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
         """Return loss and accuracy of the batch."""
-        logits = model(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        return {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
-
-
-@contextmanager
-def _running_averages_kept(model: nn.Module) -> Iterator[None]:
-    """Let batch norm normalise by its batch without remembering it."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    before = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, before, strict=True):
-            layer.momentum = momentum
-
-
-@dataclass(frozen=True)
-class AdversarialClassification:
-    """Cross-entropy on images that the model itself finds harder (Madry et al. 2018; one step: de Jorge et al. 2022).
-
-    The attack sees the model as it trains (batch norm over the batch: the running averages lag behind, and an attack on
-    them misses the network that is trained), but leaves the running averages alone.
-    """
-
-    config: AdversarialTrainingConfig
-    label_smoothing: float = 0.0
-
-    def attacked(self, model: nn.Module, batch: Batch, keys: Keys) -> Images:
-        """Return adversarial images for the batch."""
-        config = self.config
-        ball = Ball(norm=config.norm, eps=config.radius if config.project else float("inf"))
-        start = Ball(norm=config.norm, eps=config.radius * config.start_noise).random(batch.images, keys.fold("start"))
-        with _running_averages_kept(model):
-            return projected_descent(
-                lambda x, step: F.cross_entropy(model(x), batch.labels, reduction="none"),
-                batch.images,
-                ball,
-                steps=config.steps,
-                step_size=lambda step: config.step_size * config.radius,
-                maximise=True,
-                start=start,
-            ).last
-
-    def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
-        """Return loss and accuracy on the attacked batch."""
-        logits = model(self.attacked(model, batch, keys))
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        return {"loss": loss, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
+        logits = passed(model, batch.images, keys.fold("clean"))
+        loss = F.cross_entropy(logits, batch.goal, label_smoothing=self.label_smoothing)
+        return {"loss": loss, "accuracy": accuracy(logits, batch)}
