@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from robustmim.errors import RecipeError, suggest
 
-Kind = Literal["classifier", "masked-model", "purifier", "attack", "data"]
+Kind = Literal["classifier", "masked-model", "purifier", "attack", "method", "data"]
 
 # Importing these modules runs the @register lines of each kind.
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -22,6 +22,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.models.resnet",
         "robustmim.models.wrn",
         "robustmim.models.vit",
+        "robustmim.models.double_boundary",
         "robustmim.models.efficientnet_lite",
         "robustmim.models.adapters",
     ),
@@ -34,6 +35,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.attacks.fab",
         "robustmim.attacks.square",
     ),
+    "method": ("robustmim.train.methods", "robustmim.train.free", "robustmim.train.generalist"),
     "data": ("robustmim.data.official", "robustmim.data.samples"),
 }
 _REGISTERED: dict[tuple[str, str], Callable[..., Any]] = {}
