@@ -655,3 +655,28 @@ class RobustifyRecipe:
     """Rank of the change of each layer, for low-rank."""
     anchor: float = 0.0
     """Weight of the reconstruction loss of clean images (ours), which keeps the model a masked autoencoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectRecipe:
+    """Tell attacked images from clean ones by a masked model, with a threshold from clean images."""
+
+    data: DataConfig = DataConfig(split="test", limit=256)
+    """Clean images. The first ones calibrate the threshold, the rest are attacked."""
+    calibration: int = 128
+    """Images that the threshold is taken from."""
+    score: Literal["reconstruction", "descent", "disagreement", "attention"] = "disagreement"
+    """reconstruction: the masked loss. descent: log of its ratio to that after purification. disagreement: of the classifier's
+    answers before and after. attention: entropy of attention maps."""
+    false_positive_rate: float = 0.05
+    """Share of clean images that may be taken for attacked ones."""
+    norm: Literal["linf", "l2"] = "linf"
+    radii: tuple[Radius, ...] = (Radius("2/255"), Radius("4/255"), Radius("8/255"))
+    """Budgets of the attacks."""
+    steps: int = 40
+    """Steps of PGD, and of each run of the attack that knows the detector."""
+    weights: tuple[float, ...] = (0.0, 1.0, 10.0)
+    """Weights of the detector in the objective of that attack, tried in turn."""
+    batch_size: int = 64
+    """Images at a time."""
+    seed: int = 0

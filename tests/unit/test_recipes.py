@@ -14,6 +14,7 @@ from robustmim.cli.main import main
 from robustmim.config import (
     CertifyRecipe,
     CorruptionsRecipe,
+    DetectRecipe,
     EvaluateRecipe,
     PretrainRecipe,
     PurifyRecipe,
@@ -33,6 +34,7 @@ KINDS = {
     "evaluate": EvaluateRecipe,
     "corruptions": CorruptionsRecipe,
     "certify": CertifyRecipe,
+    "detect": DetectRecipe,
 }
 RECIPES = recipe_names()
 TRAINED = [name for name, path in RECIPES.items() if path.parent.name in ("train", "pretrain")]

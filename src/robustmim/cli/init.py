@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
     kind = source.parent.name
-    takes_it_first = kind in ("train", "pretrain", "robustify", "evaluate", "corruptions", "certify")
+    takes_it_first = kind in ("train", "pretrain", "robustify", "evaluate", "corruptions", "certify", "detect")
     hint = f"robustmim {kind} {target}" if takes_it_first else f"robustmim purify IMAGES --recipe {target}"
     print(f"{target}: edit it, then {hint}")
     return 0

@@ -28,6 +28,7 @@ TITLES = {
     "purify": "Purification",
     "corruptions": "Corruptions",
     "certify": "Certification",
+    "detect": "Detection",
 }
 REMEDY = "name the folder of a run, which holds run.json"
 NARROW, HALF, WIDE = 340, 500, 1040  # widths of charts in pixels: a phone, half a page, a page

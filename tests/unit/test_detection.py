@@ -1,0 +1,175 @@
+"""Detection: closed forms of threshold and AUROC, and what each score sees of made-up models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robustmim.analysis.detection import Detector, area_under_curve, threshold_at
+from robustmim.analysis.evasion import evade
+from robustmim.cli.main import main
+from robustmim.config import AMRMConfig
+from robustmim.errors import InputError, RecipeError
+from robustmim.geometry import Ball
+from robustmim.models.mae import MaskedAutoencoder
+from robustmim.models.masked_conv import MaskedConvolution
+from robustmim.purify.amrm import AMRMPure
+from robustmim.radius import Radius
+from robustmim.rng import keys
+from robustmim.runs import read_json, read_lines
+
+
+def test_a_threshold_holds_its_rate_on_images_it_has_not_seen():
+    generator = torch.Generator().manual_seed(0)
+    above = []
+    for _ in range(400):
+        draws = torch.rand(60, generator=generator).tolist()
+        above.append(draws[0] > threshold_at(draws[1:], 0.1))
+    assert 0.05 < sum(above) / len(above) <= 0.13  # 59 images: 6 of 60 ranks lie above, 10 % exactly
+    assert threshold_at([3.0, 1.0, 2.0], 0.25) == 3.0
+    with pytest.raises(RecipeError, match="take 99 at least"):
+        threshold_at([0.0] * 50, 0.01)
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    assert area_under_curve([0, 1], [2, 3])[0] == 1
+    assert area_under_curve([2, 3], [0, 1])[0] == 0
+    assert area_under_curve([1, 1], [1, 1])[0] == 0.5
+    area, low, high = area_under_curve([0.0, 1.0, 2.0], [0.5, 1.5, 2.5, 3.0])
+    assert area == pytest.approx(9 / 12)
+    assert low < area < high
+    with pytest.raises(InputError, match="at least one of each"):
+        area_under_curve([], [1.0])
+
+
+def test_the_interval_of_the_auroc_covers_the_truth():
+    """Two normals one deviation apart: the true area is Φ(1/√2)."""
+    generator = torch.Generator().manual_seed(1)
+    truth = float(torch.special.ndtr(torch.tensor(0.5).sqrt()))
+    held = 0
+    for _ in range(300):
+        clean, attacked = torch.randn(40, generator=generator), torch.randn(50, generator=generator) + 1
+        _, low, high = area_under_curve(clean.tolist(), attacked.tolist())
+        held += low <= truth <= high
+    assert held / 300 > 0.91
+
+
+def small(score, model=None, classifier=None):
+    torch.manual_seed(0)
+    model = MaskedConvolution(widths=(8,), blocks=(1,)) if model is None else model
+    config = AMRMConfig(steps=3, step_size=Radius("4/255"), mask_ratio=0.5)
+    return Detector(AMRMPure(model, config), score, classifier)
+
+
+def smooth_images(n=4):
+    line = torch.linspace(0.3, 0.7, 16)
+    return (line[None, None, :, None] + line[None, None, None] * torch.arange(1, n + 1).view(n, 1, 1, 1) / n).expand(
+        n, 3, 16, 16
+    ) / 2 + 0.1
+
+
+@pytest.mark.parametrize("score", ["reconstruction", "descent", "disagreement"])
+def test_noise_scores_higher_than_the_smooth_image_it_is_on(score):
+    torch.manual_seed(0)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 3))
+    detector, x = small(score, classifier=classifier), smooth_images()
+    noisy = x + 8 / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
+    drawn = keys(0, "test", torch.arange(4))
+    with torch.no_grad():
+        if score == "descent":
+            assert (detector(noisy, drawn) > 0).all()
+        else:
+            assert (detector(noisy, drawn) > detector(x, drawn)).all()
+
+
+@pytest.mark.parametrize("score", ["reconstruction", "descent", "disagreement", "attention"])
+def test_a_score_is_differentiable_and_does_not_depend_on_the_batch(score):
+    model = None
+    if score == "attention":
+        torch.manual_seed(0)
+        model = MaskedAutoencoder(
+            image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
+        )
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 3))
+    detector, x = small(score, model, classifier), smooth_images() + 0.05 * torch.rand(4, 3, 16, 16)
+    drawn = keys(0, "test", torch.arange(4))
+    leaf = x.clone().requires_grad_(True)
+    scores = detector(leaf, drawn)
+    (slope,) = torch.autograd.grad(scores.sum(), leaf)
+    assert (slope.flatten(1).norm(dim=1) > 0).all()
+    some = torch.tensor([2, 0])
+    torch.testing.assert_close(detector(x[some], drawn[some]), scores[some].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_scored_is_said():
+    with pytest.raises(RecipeError, match="compares answers of a classifier"):
+        small("disagreement")
+    with pytest.raises(RecipeError, match="this masked model has none"):
+        small("attention")(smooth_images(), keys(0, "test", torch.arange(4)))
+
+
+def test_an_attacker_who_knows_the_detector_goes_around_it():
+    """Two directions lead over the boundary; the detector sees one of them."""
+
+    def sees(x, keys):
+        return (x[:, 0] - 0.5).abs().mean((1, 2))
+
+    def classifier(x):
+        # The first channel counts twice, so plain PGD, which knows nothing of the detector, uses both.
+        score = 2 * (x[:, 0] - 0.5).mean((1, 2)) + (x[:, 1] - 0.5).mean((1, 2)) - 0.03
+        return torch.stack([-score, score], 1) * 20
+
+    x, y = torch.full((3, 3, 4, 4), 0.5), torch.zeros(3, dtype=torch.long)
+    ball, drawn = Ball(norm="linf", eps=0.05), keys(0, "test", torch.arange(3))
+    options = {"threshold": 0.01, "spread": 0.01, "keys": drawn, "steps": 60}
+    plain = evade(classifier, sees, x, y, ball, weights=(0.0,), **options)
+    aware = evade(classifier, sees, x, y, ball, weights=(0.0, 1.0, 10.0), **options)
+    assert (classifier(plain).argmax(1) == 1).all()
+    assert (sees(plain, None) > 0.01).all()
+    assert (classifier(aware).argmax(1) == 1).all()
+    assert (sees(aware, None) <= 0.01).all()
+    assert (ball.distance(aware, x) <= 0.05 + 1e-6).all()
+
+
+FEW = ["detect", "detect-cifar10", "--data.name", "samples-cifar10", "--data.skip", "0", "--limit", "12"]
+FEW += ["--calibration", "6", "--false_positive_rate", "0.2", "--radii", "[8/255]", "--steps", "2"]
+
+
+def test_the_command_measures_resumes_and_scores_files(tmp_path, capsys):
+    pytest.importorskip("foolbox")
+    out = tmp_path / "run"
+    assert main([*FEW, "--out", str(out), "--max_time", "0s"]) == 130
+    code = main([*FEW, "--out", str(out)])
+    claim = read_json(out / "claim.json")
+    assert code == (4 if claim["findings"] else 0)
+    assert claim["images"] == 6
+    assert [(row["attack"], row["radius"]) for row in claim["attacks"]] == [
+        ("gray-box", "8/255"),
+        ("aware of the detector", "8/255"),
+    ]
+    assert [len(line["samples"]) for line in read_lines(out / "records.jsonl")] == [6, 6, 6, 6]
+    again = read_lines(out / "records.jsonl")
+    main([*FEW, "--out", str(out)])
+    assert read_lines(out / "records.jsonl") == again
+    from robustmim.data.images import write_image
+
+    write_image(tmp_path / "grey.png", torch.full((3, 32, 32), 0.5))
+    capsys.readouterr()
+    assert main([*FEW, "--images", str(tmp_path / "grey.png"), "--json"]) == 0
+    assert '"attacked"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--calibration", "12"], "leaves none to attack"),
+        (["--purifier", "reconstruction-cifar10"], "is no AMRM-Pure"),
+        (["--score", "looks"], "reconstruction"),
+    ],
+)
+def test_mistakes_are_answered(tmp_path, capsys, words, says):
+    pytest.importorskip("foolbox")
+    assert main([*FEW, *words, "--out", str(tmp_path / "run")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
