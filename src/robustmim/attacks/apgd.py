@@ -24,7 +24,7 @@ from robustmim.attacks.objectives import (
     targeted_cross_entropy,
     targeted_difference_of_logits_ratio,
 )
-from robustmim.attacks.search import Found, bounded, hopeless, likeliest
+from robustmim.attacks.search import Found, bounded, hopeless, likeliest, nearest
 from robustmim.attacks.target import Slope, Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball, project_l1_cube
@@ -167,7 +167,7 @@ class _AutoPGD:
                 elif start is None:
                     start = wide.random(center, keys)
                 climb = _Climb.begin(
-                    places, target[places], center, y[places], wanted[places], _project(wide, start, center)
+                    places, target[places], center, y[places], wanted[places], nearest(wide, start, center)
                 )
                 self._climb(climb, wide, steps, run * self.steps + done, found if last else None, callback)
                 start, done = climb.best, done + steps
@@ -229,10 +229,6 @@ class _AutoPGD:
                 climb.reached_at_check = climb.reached
         if found is not None:
             found.offer(climb.places, climb.best, climb.best_margin, torch.zeros_like(climb.shortened))
-
-
-def _project(ball: Ball, point: Images, center: Images) -> Images:
-    return project_l1_cube(point, center, ball.eps) if ball.norm == "l1" else ball.project(point, center)
 
 
 def _shorten(climb: _Climb, gradient: Images, passed: int) -> Images:

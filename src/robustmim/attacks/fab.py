@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustmim.attacks.objectives import Logits, Loss, margin
-from robustmim.attacks.search import Found, bounded, hopeless, likeliest
+from robustmim.attacks.search import Closest, Found, bounded, hopeless, likeliest
 from robustmim.attacks.target import Slope, Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
@@ -67,18 +66,6 @@ def onto_plane(x: Images, normal: Images, gap: PerSample, norm: Literal["linf", 
     return (flat + direction * shift).clamp(0, 1).view_as(x).to(x)
 
 
-@dataclass
-class _Closest:
-    """The nearest adversarial image of each sample so far."""
-
-    images: Images
-    distance: PerSample
-
-    def offer(self, places: Int[Tensor, " some"], images: Images, distance: PerSample) -> None:
-        nearer = distance < self.distance[places]
-        self.images[places[nearer]], self.distance[places[nearer]] = images[nearer], distance[nearer]
-
-
 class _Boundary:
     norms = ("linf", "l2", "l1")
     black_box = False
@@ -107,7 +94,7 @@ class _Boundary:
         """
         found = Found.nothing(x)
         likely = likeliest(target, x, y, self.targets, found)
-        closest = _Closest(x.clone(), torch.full((len(x),), torch.inf, device=x.device))
+        closest = Closest(x.clone(), torch.full((len(x),), torch.inf, device=x.device))
         wrong = found.margin > 0
         closest.distance[wrong] = 0.0
         if target.randomised:  # what the draws of one query missed is not wrong for certain
@@ -135,7 +122,7 @@ class _Boundary:
             else:
                 yield restart, likely
 
-    def _unfinished(self, closest: _Closest, ball: Ball) -> Bool[Tensor, " batch"]:
+    def _unfinished(self, closest: Closest, ball: Ball) -> Bool[Tensor, " batch"]:
         done = closest.distance <= (ball.eps if self.drop and math.isfinite(ball.eps) else 0.0)
         return ~done
 
@@ -149,7 +136,7 @@ class _Boundary:
         classes: Tensor,
         now: Tensor,
         run: int,
-        closest: _Closest,
+        closest: Closest,
         callback: Callback | None,
     ) -> None:
         """Walk along the boundary from `now`, towards the image, for the samples at `places`."""
@@ -159,7 +146,7 @@ class _Boundary:
         for step in range(self.steps):
             query = run * self.steps + step + 1
             center, labels = x[places], y[places]
-            slope = self._nearest_plane(target[places], now, labels, classes, query, step / self.steps, ball)
+            slope = nearest_plane(target[places], now, labels, classes, query, step / self.steps, ball)
             value, normal, wrong = slope.value, slope.ascent, slope.missed >= 0.5
             distance = ball.distance(now, center)
             closest.offer(places[wrong], now[wrong], distance[wrong])
@@ -180,28 +167,7 @@ class _Boundary:
                 if not len(places):
                     break
 
-    def _nearest_plane(
-        self, target: Target, now: Images, y: Labels, classes: Tensor, query: int, progress: float, ball: Ball
-    ) -> Slope:
-        """Return the slope of the wrong class whose linearised boundary is nearest; each class costs a query."""
-        chosen, nearest = None, torch.full((len(now),), torch.inf, device=now.device)
-        dual = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[ball.norm]
-        for wanted in classes.unbind(1):
-            slope = target.gradient(now, y, _overtaken(wanted), query, progress=progress)
-            length = torch.linalg.vector_norm(slope.ascent.flatten(1), ord=dual, dim=1)
-            away = slope.value.abs() / length.clamp(min=1e-12)
-            nearer = away < nearest
-            nearest = torch.where(nearer, away, nearest)
-            if chosen is None:
-                chosen = slope
-            else:
-                value = torch.where(nearer, slope.value, chosen.value)
-                ascent = torch.where(_wide(nearer), slope.ascent, chosen.ascent)
-                chosen = Slope(value, slope.logits, slope.missed, ascent)
-        assert chosen is not None
-        return chosen
-
-    def _halve(self, target: Target, x: Images, y: Labels, ball: Ball, closest: _Closest) -> None:
+    def _halve(self, target: Target, x: Images, y: Labels, ball: Ball, closest: Closest) -> None:
         """Look for nearer adversarial images on the line to the image, by bisection (the paper's final search)."""
         places = (self._unfinished(closest, ball) & closest.distance.isfinite()).nonzero()[:, 0]
         if not len(places):
@@ -220,6 +186,28 @@ def _overtaken(wanted: Labels) -> Loss:
         return logits.gather(1, wanted[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
 
     return loss
+
+
+def nearest_plane(
+    target: Target, now: Images, y: Labels, classes: Tensor, query: int, progress: float, ball: Ball
+) -> Slope:
+    """Return the slope of the wrong class whose linearised boundary is nearest; each class costs a query."""
+    chosen, nearest = None, torch.full((len(now),), torch.inf, device=now.device)
+    dual = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[ball.norm]
+    for wanted in classes.unbind(1):
+        slope = target.gradient(now, y, _overtaken(wanted), query, progress=progress)
+        length = torch.linalg.vector_norm(slope.ascent.flatten(1), ord=dual, dim=1)
+        away = slope.value.abs() / length.clamp(min=1e-12)
+        nearer = away < nearest
+        nearest = torch.where(nearer, away, nearest)
+        if chosen is None:
+            chosen = slope
+        else:
+            value = torch.where(nearer, slope.value, chosen.value)
+            ascent = torch.where(_wide(nearer), slope.ascent, chosen.ascent)
+            chosen = Slope(value, slope.logits, slope.missed, ascent)
+    assert chosen is not None
+    return chosen
 
 
 def _step(now: Images, back: Images, center: Images, value: PerSample, normal: Images, ball: Ball) -> Images:

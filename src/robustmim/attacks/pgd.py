@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from robustmim.attacks.objectives import named_loss
+from robustmim.attacks.objectives import Loss, named_loss
 from robustmim.attacks.target import Target
 from robustmim.descent import projected_descent
 from robustmim.errors import RecipeError
@@ -15,6 +18,9 @@ from robustmim.geometry import Ball
 from robustmim.purify.traits import Callback
 from robustmim.registry import register
 from robustmim.types import Images, Labels, PerSample
+
+Aim = Callable[[Bool[Tensor, " batch"]], tuple[Target, Loss]]
+"""Samples at work → what is asked about them, and what is climbed of its scores."""
 
 
 @register("attack", "pgd")
@@ -61,18 +67,40 @@ class PGD:
 
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
         """Return the last iterate of each sample, or the one at which it fell; see `Attack`."""
+        return self.climb(target, x, y, ball, callback=callback)
+
+    def climb(
+        self,
+        target: Target,
+        x: Images,
+        y: Labels,
+        ball: Ball,
+        *,
+        shape: Callable[[Images], Images] | None = None,
+        aim: Aim | None = None,
+        callback: Callback | None = None,
+    ) -> Images:
+        """Attack with perturbations of a certain shape, or climb something else than the loss of the answers.
+
+        Args:
+            target: see `Attack`, as are `x`, `y`, `ball` and `callback`.
+            shape: perturbation → the part of it that is wanted; random start, gradient and step go through it, and are
+                clipped to the ball afterwards. None takes all of it.
+            aim: what is climbed; None for the loss of the answers.
+        """
         result = x.clone()
         fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
         def loss(images: Images, step: int) -> PerSample:
             # A fallen sample asks for nothing more; where it fell is kept.
-            value = torch.zeros(len(images), device=images.device)
+            value = images.new_zeros(len(images))
             active = ~fallen
             if not active.any():
                 return value + 0 * images.sum((1, 2, 3))
             query = restart * self.steps + step
             some, labels = target[active], y[active]
-            slope = some.gradient(images[active].detach(), labels, self.loss, query, progress=step / self.steps)
+            asked, climbed = (some, self.loss) if aim is None else aim(active)
+            slope = asked.gradient(images[active].detach(), labels, climbed, query, progress=step / self.steps)
             slopes = torch.zeros_like(images)
             slopes[active] = slope.ascent
             if self.drop:
@@ -86,6 +114,9 @@ class PGD:
             if fallen.all():
                 break
             random = self.random_start or restart > 0
+            start = ball.random(x, target.keys.fold("start", restart)) if random else None
+            if shape is not None and start is not None:
+                start = ball.project(x + shape(start - x), x)
             end = projected_descent(
                 loss,
                 x,
@@ -94,7 +125,8 @@ class PGD:
                 step_size=lambda step: self._step(step, ball),
                 maximise=True,
                 momentum=self.momentum,
-                start=ball.random(x, target.keys.fold("start", restart)) if random else None,
+                direction=None if shape is None else lambda gradient: shape(ball.steepest(shape(gradient))),
+                start=start,
                 callback=callback,
             ).last
             result[~fallen] = end[~fallen]

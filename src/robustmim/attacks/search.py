@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustmim.attacks.objectives import margin
-from robustmim.attacks.target import Target
-from robustmim.geometry import Ball
+from robustmim.attacks.target import Slope, Target
+from robustmim.geometry import Ball, project_l1_cube
 from robustmim.types import Images, Labels, PerSample
 
 
@@ -38,6 +38,52 @@ class Found:
         where = places[better]
         self.images[where], self.margin[where] = images[better], margins[better]
         self.fallen[where] |= fell[better]
+
+
+@dataclass
+class Closest:
+    """The nearest adversarial image of each sample so far, and its distance: infinite while there is none."""
+
+    images: Images
+    distance: PerSample
+
+    def offer(self, places: Int[Tensor, " some"], images: Images, distance: PerSample) -> None:
+        """Take the images, at these places of the batch, that are nearer than what is there."""
+        nearer = distance < self.distance[places]
+        self.images[places[nearer]], self.distance[places[nearer]] = images[nearer], distance[nearer]
+
+
+def adversarial(target: Target, x: Images, y: Labels, slope: Slope, query: int) -> Bool[Tensor, " batch"]:
+    """Say which images count as adversarial where the nearest one is sought: half of the draws miss, and not by luck.
+
+    A search that keeps the nearest of thousands of images would, with a random defence, keep the luckiest; so half of
+    `target.confirmations` fresh draws must miss too. Whether a sample may be left alone is `Target.fallen`'s to say.
+
+    Args:
+        target: the defence.
+        x: the images that the query was about.
+        y: true classes.
+        slope: the query's result.
+        query: its number.
+    """
+    wrong = slope.missed >= 0.5
+    if not target.randomised or target.known is not None or not wrong.any():
+        return wrong
+    some = target[wrong]
+    fresh = replace(some, keys=some.keys.fold("again"), draws=some.confirmations, average="loss")
+    wrong[wrong.clone()] = fresh.value(x[wrong], y[wrong], margin, query).missed >= 0.5
+    return wrong
+
+
+def nearest(ball: Ball, point: Images, center: Images) -> Images:
+    """Return `ball.project`, but in l1 the exact projection: the clip then takes nothing from the budget."""
+    return project_l1_cube(point, center, ball.eps) if ball.norm == "l1" else ball.project(point, center)
+
+
+def limited(ball: Ball, x: Images, center: Images) -> Images:
+    """Return images of the cube, to the bit where they lie in the ball and projected onto it where they do not."""
+    inside = (ball.distance(x, center) <= ball.eps).view(-1, 1, 1, 1)
+    return torch.where(inside, x, ball.project(x, center))
 
 
 def bounded(ball: Ball, x: Images) -> Ball:

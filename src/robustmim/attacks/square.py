@@ -1,7 +1,8 @@
 """Square Attack (Andriushchenko et al. 2020): random search over squares, asking for nothing but logits.
 
 "Square Attack: a query-efficient black-box adversarial attack via random search" (ECCV 2020): Algorithm 1 with the
-candidates of Algorithm 2 for l∞ and of Algorithm 3 for l2.
+candidates of Algorithm 2 for l∞ and of Algorithm 3 for l2. Its form for l1 is that of l2 with lengths in l1 and the
+exact projection onto ball and cube, after Croce and Hein, "Mind the box" (ICML 2021).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustmim.attacks.objectives import margin
-from robustmim.attacks.search import bounded
+from robustmim.attacks.search import bounded, nearest
 from robustmim.attacks.target import Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
@@ -24,7 +25,7 @@ from robustmim.types import Images, Labels
 
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Fractions of the queries after which the squares' share of the image halves (section 4)."""
-_TILES = 5  # of the first l2 perturbation, along each side
+_TILES = 5  # of the first perturbation in l2 and l1, along each side
 _TINY = 1e-12
 
 
@@ -67,10 +68,10 @@ def hill_and_hollow(height: int, width: int) -> Float[Tensor, "height width"]:
 
 @register("attack", "square")
 class Square:
-    """Square Attack in l∞ and l2; a candidate is kept if it is worse.
+    """Square Attack in l∞, l2 and l1; a candidate is kept if it is worse.
 
-    In l∞ every query repaints one square of the perturbation in ±ε. In l2 it takes the perturbation out of one square
-    and spends it, with whatever is left of the budget, on a pattern in another.
+    In l∞ every query repaints one square of the perturbation in ±ε. In l2 and l1 it takes the perturbation out of one
+    square and spends it, with whatever is left of the budget, on a pattern in another.
 
     For a random defence a candidate is kept if it is worse on average over `target.draws` draws; the value it must beat
     was averaged over others.
@@ -83,7 +84,7 @@ class Square:
         RecipeError: fewer than one query, or a fraction that is not in (0, 1].
     """
 
-    norms = ("linf", "l2")
+    norms = ("linf", "l2", "l1")
     black_box = True
 
     def __init__(self, *, queries: int = 5000, initial: float = 0.8) -> None:
@@ -94,7 +95,7 @@ class Square:
         self.queries, self.initial = queries, initial
 
     def side(self, query: int, height: int, width: int, norm: str = "linf") -> int:
-        """Return the side of the squares at a query; for l2 it is odd, so that a window has a middle, and 3 at least."""
+        """Return the side of the squares at a query; otherwise odd, so that a window has a middle, and 3 at least."""
         share = self.initial / 2 ** sum(query / self.queries > place for place in HALVINGS)
         side = round(math.sqrt(share * height * width))
         if norm == "linf":
@@ -140,8 +141,12 @@ def _repaint(best: Images, x: Images, ball: Ball, drawn: Keys, side: int) -> Ima
     return ball.project(torch.where(inside, x + ball.eps * signs, best), x)
 
 
+def _order(ball: Ball) -> int:
+    return 2 if ball.norm == "l2" else 1
+
+
 def _tiles(x: Images, ball: Ball, drawn: Keys) -> Images:
-    """Return the first guess in l2: a grid of patterns, a random sign for each tile and channel (section 3.4)."""
+    """Return the first guess in l2 and l1: a grid of patterns, a random sign for each tile and channel (section 3.4)."""
     _, channels, height, width = x.shape
     count = min(_TILES, height, width)
     rows, columns = torch.arange(height).tensor_split(count), torch.arange(width).tensor_split(count)
@@ -150,8 +155,8 @@ def _tiles(x: Images, ball: Ball, drawn: Keys) -> Images:
     column = torch.cat([torch.full_like(c, number) for number, c in enumerate(columns)]).to(x.device)
     signs = _signs(drawn.fold("tiles"), channels, count, count)[:, :, row][:, :, :, column]
     shift = (signs * pattern.to(signs)).to(x)
-    length = shift.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    return ball.project(x + ball.eps * shift / length.clamp(min=_TINY), x)
+    length = shift.flatten(1).norm(_order(ball), dim=1).view(-1, 1, 1, 1)
+    return nearest(ball, x + ball.eps * shift / length.clamp(min=_TINY), x)
 
 
 def _move(best: Images, x: Images, ball: Ball, drawn: Keys, side: int) -> Images:
@@ -160,12 +165,12 @@ def _move(best: Images, x: Images, ball: Ball, drawn: Keys, side: int) -> Images
     What the clip to [0, 1] took from earlier candidates is unspent, and thus not lost.
     """
     _, channels, height, width = x.shape
-    shift = best - x
+    order, shift = _order(ball), best - x
     top, first = _corners(drawn.fold("place"), side, height, width)
     emptied = _inside(*_corners(drawn.fold("emptied"), side, height, width), side, height, width)
     either = emptied | _inside(top, first, side, height, width)
-    unspent = (ball.eps**2 - shift.square().sum((1, 2, 3))).clamp(min=0)
-    spendable = ((shift * either).square().sum((2, 3)) + unspent[:, None] / channels).sqrt()
+    unspent = (ball.eps**order - shift.abs().pow(order).sum((1, 2, 3))).clamp(min=0)
+    spendable = ((shift * either).abs().pow(order).sum((2, 3)) + unspent[:, None] / channels) ** (1 / order)
 
     pattern = hill_and_hollow(side, side).to(x)
     lies = (drawn.fold("turn").uniform(1, 1, 1) < 0.5).to(x.device)
@@ -178,8 +183,9 @@ def _move(best: Images, x: Images, ball: Ball, drawn: Keys, side: int) -> Images
         (first[:, None] + span).view(-1, 1, 1, side),
     )
     old = shift[window]
-    new = pattern + old / old.flatten(2).norm(dim=2).clamp(min=_TINY)[..., None, None]
-    new = new / new.flatten(2).norm(dim=2).clamp(min=_TINY)[..., None, None]
+    pattern = pattern / pattern.flatten(2).norm(order, dim=2).clamp(min=_TINY)[..., None, None]
+    new = pattern + old / old.flatten(2).norm(order, dim=2).clamp(min=_TINY)[..., None, None]
+    new = new / new.flatten(2).norm(order, dim=2).clamp(min=_TINY)[..., None, None]
     shift = shift.masked_fill(emptied, 0.0)
     shift[window] = new * spendable[..., None, None]
-    return ball.project(x + shift, x)
+    return nearest(ball, x + shift, x)
