@@ -20,5 +20,5 @@ Mask = Bool[Tensor, "batch rows columns"]
 PerSample = Float[Tensor, " batch"]
 """One value for each sample."""
 
-Tokens = Float[Tensor, "batch tokens width"]
+Tokens = Float[Tensor, "batch tokens features"]
 """A sequence of token embeddings."""

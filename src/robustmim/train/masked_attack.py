@@ -111,8 +111,9 @@ def attack_reconstruction(
         return torch.where(hidden if config.support == "hidden" else ~hidden, point, outside)
 
     def objective(point: Images, step: int) -> PerSample:
-        # Where the gradient is cut off it is zero, and so is the step.
-        point = inside(point, point.detach(), step)
+        if config.support == "hidden" or config.target == "attacked":
+            # Cut the gradient off outside, and no step is taken there. Otherwise hidden pixels have none anyway.
+            point = inside(point, point.detach(), step)
         if config.target == "latent":
             value = _latent_distance(cast(EncoderModel, model), point, x, masks[step])
         else:

@@ -53,7 +53,7 @@ class InformationTerm:
         blanked = seen * ~enlarge(mask, patch_size)
         x = {"attacked": seen, "clean": clean, "perturbation": seen - clean, "visible": blanked}[self.config.x]
         z = {"tokens": tokens, "mean": tokens[:, 1:].mean(1), "class": tokens[:, 0]}[self.config.z]
-        x, z = x.detach().flatten(1), z.flatten(1).float()
+        x, z = x.detach().flatten(1), z.flatten(1)
         if self.config.batch == "global":
             x, z = gathered(x), gathered(z)
         if self.config.pairing == "other":
@@ -201,6 +201,10 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         raise RecipeError(
             f"information.layer is {information.layer}, but the encoder has {cast(EncoderModel, model).depth} blocks"
         )
+    if information is not None and information.group is not None:
+        size, group = recipe.run.batch_size, information.group
+        if group < 2 or (size > group and size % group):
+            raise RecipeError(f"information.group is {group}, which does not divide a batch of {size} into groups")
     term = None if information is None else InformationTerm(information)
     if free is not None:
         return FreeMaskedPretraining(recipe.mask_ratios, free, loss_over=recipe.loss_over, information=term)
