@@ -7,11 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from robustmim.cli.curve import varied
 from robustmim.config import (
     AMRMConfig,
     DenoiserConfig,
     DenoisingConfig,
     DiffusionConfig,
+    EvaluateRecipe,
     ModelConfig,
     PretrainRecipe,
     PurifyRecipe,
@@ -368,3 +370,11 @@ def test_nothing_hidden_has_no_hidden_error():
     error = denoising_error(tiny(), y, y, None, sigma=sigma, noise=noise)
     assert error.hidden.eq(0).all()
     assert error.denoising.gt(0).all()
+
+
+def test_a_curve_over_purification_steps_varies_those_that_are_taken():
+    recipe = PurifyRecipe(masked_model="any", diffusion=DiffusionConfig(steps=9))
+    _, found = varied(EvaluateRecipe(), recipe, "purification-steps", "4")
+    assert (found.diffusion.steps, found.amrm.steps) == (4, recipe.amrm.steps)
+    _, found = varied(EvaluateRecipe(), dataclasses.replace(recipe, diffusion=None), "purification-steps", "4")
+    assert found.amrm.steps == 4

@@ -84,6 +84,8 @@ def varied(
     if over == "purification-steps":
         if purify is None:
             raise RecipeError("there is no purifier whose steps could be varied; say which with --purifier")
+        if purify.diffusion is not None:
+            return recipe, dataclasses.replace(purify, diffusion=dataclasses.replace(purify.diffusion, steps=number))
         return recipe, dataclasses.replace(purify, amrm=dataclasses.replace(purify.amrm, steps=number))
     if over == "eot":
         attacks = [dataclasses.replace(a, eot=number) if a.randomness == "fresh" else a for a in everywhere]
