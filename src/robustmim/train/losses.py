@@ -14,6 +14,7 @@ from torch import Tensor
 from robustmim.types import PerSample
 
 Logits = Float[Tensor, "batch classes"]
+Doubled = Float[Tensor, "batch doubled"]
 Goal = Float[Tensor, "batch classes"]
 """What each sample should be taken for; sums to one."""
 
@@ -61,7 +62,7 @@ def score(clean: Logits, attacked: Logits, goal: Goal, *, beta: float, smoothing
     return error + beta * squared_distance(clean, attacked)
 
 
-def double_boundary(clean: Logits, attacked: Logits, goal: Goal, *, smoothing: float = 0.0) -> PerSample:
+def double_boundary(clean: Doubled, attacked: Doubled, goal: Goal, *, smoothing: float = 0.0) -> PerSample:
     """Return the mean of CE over x as class y and x′ as class y + K, out of 2K classes (DBAT, Levi and Kontorovich 2024).
 
     Args:

@@ -23,7 +23,7 @@ from robustmim.registry import build, builder, register
 from robustmim.rng import Keys
 from robustmim.train import losses
 from robustmim.train.attack import TrainingAttack, attackable
-from robustmim.train.losses import Goal, Logits
+from robustmim.train.losses import Doubled, Goal, Logits
 from robustmim.train.objectives import Classification, Objective, accuracy, passed
 from robustmim.types import Images, PerSample
 
@@ -137,7 +137,7 @@ class _OnBoth:
             clean = scores(batch.images)
         with stochastic_depth(model, keys.fold("attacked")):
             attacked = scores(attacked_images)
-        goal = self.goal(clean, batch)
+        goal = self.goal(clean.shape[1], batch)
         classes = goal.shape[1]
         return {
             "loss": self.loss(clean, attacked, goal).mean(),
@@ -145,9 +145,9 @@ class _OnBoth:
             "clean_accuracy": accuracy(clean, batch, classes),
         }
 
-    def goal(self, logits: Logits, batch: Batch) -> Goal:
-        """Return the distribution over the classes that each image should have."""
-        return losses.one_hot(batch.labels, logits.shape[1]) if batch.mixed is None else batch.mixed
+    def goal(self, classes: int, batch: Batch) -> Goal:
+        """Return the distribution over the classes that each image should have, for so many logits."""
+        return losses.one_hot(batch.labels, classes) if batch.mixed is None else batch.mixed
 
 
 @register("method", "trades")
@@ -236,11 +236,11 @@ class DoubleBoundaryTraining(_OnBoth):
 
         return climbed
 
-    def goal(self, logits: Logits, batch: Batch) -> Goal:
-        """Return the distribution over the K classes."""
-        return losses.one_hot(batch.labels, logits.shape[1] // 2) if batch.mixed is None else batch.mixed
+    def goal(self, classes: int, batch: Batch) -> Goal:
+        """Return the distribution over the K classes of 2K logits."""
+        return super().goal(classes // 2, batch)
 
-    def loss(self, clean: Logits, attacked: Logits, goal: Goal) -> PerSample:
+    def loss(self, clean: Doubled, attacked: Doubled, goal: Goal) -> PerSample:
         """Return the loss of each sample."""
         return losses.double_boundary(clean, attacked, goal, smoothing=self.smoothing)
 
