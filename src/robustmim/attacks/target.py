@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustmim.attacks.objectives import Logits, Loss
+from robustmim.attacks.parts import Parts
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Callback
 from robustmim.rng import Keys
@@ -74,6 +75,8 @@ class Target:
         drop: whether a sample that has fallen may be left alone; not where its image will be judged on another model, such
             as a classifier's behind a purifier, since an attack that stops at the boundary carries over least.
         known: keys of the defence's own draws, where the attacker knows them: every query uses these and no others.
+        parts: what an attacker who knows the defence can reach of it; None where a target was made without.
+        terms: how many of the scores' columns, the last ones, are no logits but what an attack climbs besides (see `asking`).
         chunk: draws computed at once; None finds out which is fastest.
         cost: counted over all parts of this target.
     """
@@ -86,6 +89,8 @@ class Target:
     confirmations: int = 8
     drop: bool = True
     known: Keys | None = None
+    parts: Parts | None = None
+    terms: int = 0
     chunk: int | None = 1
     cost: Cost = field(default_factory=Cost)
 
@@ -96,13 +101,27 @@ class Target:
         """Return the target of some of the samples."""
         return replace(self, keys=self.keys[index], known=None if self.known is None else self.known[index])
 
+    def asking(self, scores: Scores, x: Images, *, terms: int = 0) -> Target:
+        """Return a target that asks the defence for something else, under the same draws.
+
+        Args:
+            scores: what is asked for; it may call the scores of this target, and then has as many samples a draw.
+            x: images like those it will be asked about, on which an open number of draws at once is settled.
+            terms: how many of its columns, the last ones, are no logits.
+        """
+        chunk = tuned_chunk(self, x) if self.chunk is None else self.chunk
+        return replace(self, scores=scores, terms=terms, chunk=chunk)
+
+    def _logits(self, scores: Tensor) -> Tensor:
+        return scores[..., : scores.shape[-1] - self.terms]
+
     def _drawn(self, purpose: str, query: int, draw: int) -> Keys:
         if self.known is not None:
             return self.known.fold("draw", draw) if self.draws > 1 else self.known
         return self.keys.fold(purpose, query, draw)
 
     def _queries(self, x: Images, query: int, progress: float, purpose: str = "eot") -> Iterator[tuple[Logits, int]]:
-        """Yield logits `[B · c, classes]`, draw after draw, and how many draws c they hold."""
+        """Yield scores `[B · c, classes + terms]`, draw after draw, and how many draws c they hold."""
         chunk = self.chunk if self.chunk is not None else tuned_chunk(self, x)
         for first in range(0, self.draws, chunk):
             some = range(first, min(first + chunk, self.draws))
@@ -119,7 +138,7 @@ class Target:
         Args:
             x: `[B, C, H, W]` in [0, 1].
             y: true classes `[B]`.
-            loss: of (logits, y).
+            loss: of (scores, y): logits, and behind them the terms if there are any.
             query: number of this query in the attack; another number, other draws.
             progress: of the attack, 0 at its start and 1 at its end.
         """
@@ -139,7 +158,7 @@ class Target:
                 per_draw = logits.unflatten(0, (count, len(x)))
                 losses = torch.stack([loss(own, y) for own in per_draw])
                 value = value + losses.detach().sum(0) / self.draws
-                missed = missed + (per_draw.detach().argmax(2) != y).sum(0) / self.draws
+                missed = missed + (self._logits(per_draw.detach()).argmax(2) != y).sum(0) / self.draws
                 parts.append(per_draw if self.average == "logits" else per_draw.detach())
                 if gradient is not None and self.average == "loss":
                     gradient += self._backward(losses.sum() / self.draws, leaf)
@@ -152,7 +171,7 @@ class Target:
         if gradient is not None:
             whole = gradient.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
             gradient = torch.where(whole, gradient, torch.zeros_like(gradient))
-        return Slope(value, logits.detach(), missed, gradient)
+        return Slope(value, self._logits(logits.detach()), missed, gradient)
 
     def _backward(self, total: Tensor, leaf: Images) -> Images:
         if not total.requires_grad:  # a defence that is cut off from its input; the honesty checks will say so
@@ -183,7 +202,7 @@ class Target:
         missed = torch.zeros(len(some), device=x.device)
         with torch.no_grad():
             for logits, count in again._queries(x[wrong].detach(), query, 1.0, purpose="confirm"):
-                missed += (logits.unflatten(0, (count, len(some))).argmax(2) != y[wrong]).sum(0)
+                missed += (self._logits(logits).unflatten(0, (count, len(some))).argmax(2) != y[wrong]).sum(0)
         confirmed = wrong.clone()
         confirmed[wrong] = missed == self.confirmations
         return confirmed

@@ -97,12 +97,10 @@ def measure(
         The exit code and the claim; None for the claim where there is none: a dry run, a run that was stopped, or a
         process that does not lead.
     """
-    import torch
-
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import Evaluator, cells, read_records
+    from robustmim.evaluate.run import Evaluator, cells, read_records, reference_images
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
@@ -113,9 +111,9 @@ def measure(
     device = choose_device(options.device)
     classifier = open_classifier(options.classifier, options.arch, device=device)
     source = open_source(recipe.data, device)
-    first = source.fetch(torch.arange(min(2, len(source)))).to(device).float() / 255
-    check_classifier(classifier, first, len(source.classes))
-    evaluator = Evaluator(classifier, make_purifier(purify, device=device) if purify else None, recipe)
+    reference = reference_images(source, device)
+    check_classifier(classifier, reference, len(source.classes))
+    evaluator = Evaluator(classifier, make_purifier(purify, device=device) if purify else None, recipe, reference)
     if options.dry_run:
         from robustmim.evaluate.cost import estimate
 

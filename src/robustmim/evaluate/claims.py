@@ -101,7 +101,10 @@ def describe_gradient(config: GradientConfig) -> str:
     """Say in a few words what passes for the purifier's gradient."""
     if config.mode == "identity":
         return "identity (BPDA)"
-    text: str = config.mode
+    if config.mode == "replacement":
+        text = config.replacement + (f" of {config.blur:g} pixels" if config.replacement == "blur" else "")
+        return f"of a replacement (BPDA): {text}" + (", forward pass too" if config.forward == "smooth" else "")
+    text = config.mode
     if config.mode in ("tanh", "rational"):
         text += f" τ {config.temperature:g}"
         if config.final_temperature is not None:
@@ -120,7 +123,7 @@ def describe_gradient(config: GradientConfig) -> str:
     return text
 
 
-def describe_attack(config: AttackConfig, *, purified: bool, randomised: bool) -> str:
+def describe_attack(config: AttackConfig, *, purified: bool, randomised: bool, black_box: bool) -> str:
     """Say in a line how an attack works."""
     options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in config.options.items())
     text = config.attack + (f" ({options})" if options else "")
@@ -128,7 +131,8 @@ def describe_attack(config: AttackConfig, *, purified: bool, randomised: bool) -
         return text
     if config.against == "classifier":
         return f"{text}, on the bare classifier; the attacker does not know of the purifier"
-    text += f", through the purifier, gradient {describe_gradient(config.gradient)}"
+    text += ", through the purifier, "
+    text += "by its answers at most" if black_box else f"gradient {describe_gradient(config.gradient)}"
     if randomised:
         drawn = {
             "fresh": f"EOT {config.eot}"
@@ -196,7 +200,12 @@ def claim(
         "worst_case": worst[-1] if worst else None,
         "worst_cases": worst,
         "protocol": {
-            attack.name: describe_attack(attack, purified=purified, randomised=evaluator.randomised)
+            attack.name: describe_attack(
+                attack,
+                purified=purified,
+                randomised=evaluator.randomised,
+                black_box=evaluator.attacks[attack.name].black_box,
+            )
             for attack in recipe.attacks
         },
         "attacks": {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from robustmim.attacks.objectives import Logits, cross_entropy
+from robustmim.attacks.parts import KnowingAttack
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
@@ -33,11 +34,13 @@ def estimate(evaluator: Evaluator, source: Source, device: torch.device) -> tupl
         if not radii:
             continue
         target = evaluator.target(attack, batch, radii[0])
+        knowing = isinstance(evaluator.attacks[attack.name], KnowingAttack)
 
-        def firm(x: Images, drawn: Keys, progress: float, batch: Batch = batch) -> Logits:
-            labels = batch.labels.repeat(len(x) // len(batch.labels))
+        def firm(x: Images, drawn: Keys, progress: float, batch: Batch = batch, knowing: bool = knowing) -> Logits:
+            labels = batch.labels.repeat(len(x) // len(batch.labels) + 1)[: len(x)]
             logits = torch.nn.functional.one_hot(labels, len(source.classes)).to(x.dtype) * 10
-            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+            # Who looks into the classifier must find it at work.
+            return logits + 0 * (evaluator.classifier(x) if knowing else x.flatten(1).sum(1, keepdim=True))
 
         counted = replace(target, scores=firm, chunk=1)
         evaluator.attacks[attack.name](counted, batch.images, batch.labels, Ball(norm=recipe.norm, eps=radii[0]))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from robustmim.attacks.parts import KnowingAttack
 from robustmim.config import AttackConfig
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
@@ -103,10 +104,10 @@ def _randomness(evaluator: Evaluator) -> Iterator[Finding]:
 
 def _gradients(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
     through = _through(evaluator)
-    blind = {"identity"}
+    blind = {"identity", "blur"}
     if evaluator.purifier is not None and evaluator.purifier.traits.optimises_at_test_time:
         blind.add("exact")
-    if evaluator.purifier is not None and through and all(a.gradient.mode in blind for a in through):
+    if evaluator.purifier is not None and through and all(_mode(a) in blind for a in through):
         yield Finding(
             "identity-gradient",
             "amber",
@@ -135,6 +136,11 @@ def _gradients(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
             )
 
 
+def _mode(attack: AttackConfig) -> str:
+    gradient = attack.gradient
+    return gradient.replacement if gradient.mode == "replacement" else gradient.mode
+
+
 def _rows(records: Records, attack: AttackConfig, evaluator: Evaluator) -> list[dict[str, Any]]:
     """All records of an attack against the defence as a whole."""
     defence = "bare" if evaluator.purifier is None else "purified"
@@ -148,6 +154,8 @@ def _rows(records: Records, attack: AttackConfig, evaluator: Evaluator) -> list[
 
 def _loss(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
     for attack in _through(evaluator):
+        if isinstance(evaluator.attacks[attack.name], KnowingAttack):
+            continue  # it climbs something else
         rows = [row for row in _rows(records, attack, evaluator) if "loss_after" in row]
         # What has fallen was left alone wherever that was.
         lower = sum(row["loss_after"] < row["loss_before"] - 1e-6 and not broken(row) for row in rows)

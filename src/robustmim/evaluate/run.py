@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from robustmim.attacks.objectives import Logits, cross_entropy
+from robustmim.attacks.parts import KnowingAttack, Parts
 from robustmim.attacks.target import Attack, Cost, Target
-from robustmim.config import AttackConfig, EvaluateRecipe
+from robustmim.config import AttackConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.errors import RecipeError
@@ -28,6 +29,7 @@ from robustmim.evaluate.verdict import Judged, broken, judge
 from robustmim.geometry import Ball
 from robustmim.models.masked import freeze
 from robustmim.purify.defended import Defended
+from robustmim.purify.replacement import Replacement, make_replacement
 from robustmim.purify.traits import Purifier
 from robustmim.radius import Radius, radius_text
 from robustmim.registry import build
@@ -105,6 +107,15 @@ def check_recipe(recipe: EvaluateRecipe) -> None:
                 raise RecipeError(f"attack {attack.name!r} asks for {radius}, which is not among the recipe's radii")
 
 
+def _learns(gradient: GradientConfig) -> bool:
+    return gradient.mode == "replacement" and gradient.replacement == "imitation"
+
+
+def reference_images(source: Source, device: torch.device) -> Images:
+    """Return what an attacker has of the data: the first 64 images, the same however the work is dealt out."""
+    return source.fetch(torch.arange(min(64, len(source)))).to(device).float() / 255
+
+
 class Evaluator:
     """Attack, purify and classify batches of samples.
 
@@ -112,22 +123,38 @@ class Evaluator:
         classifier: logits from [0, 1] images; frozen.
         purifier: or None, to measure the bare classifier.
         recipe: budgets and attacks.
+        reference: images that attacks may learn or estimate from, the same for every batch (`reference_images`); None if
+            there are none, and those attacks are refused.
 
     Raises:
-        RecipeError: an attack, option or norm that does not exist, or a recipe that contradicts itself.
+        RecipeError: an attack, option or norm that does not exist, an attack that needs what the defence does not have,
+            or a recipe that contradicts itself.
     """
 
-    def __init__(self, classifier: nn.Module, purifier: Purifier | None, recipe: EvaluateRecipe) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        purifier: Purifier | None,
+        recipe: EvaluateRecipe,
+        reference: Images | None = None,
+    ) -> None:
         check_recipe(recipe)
         self.classifier, self.purifier, self.recipe = freeze(classifier), purifier, recipe
+        self.parts = Parts(classifier=classifier, purifier=purifier, reference=reference)
+        self._imitations: dict[tuple[GradientConfig, float], Replacement] = {}
         self.attacks: dict[str, Attack] = {}
         for attack in recipe.attacks:
             built = build("attack", attack.attack, **attack.options)
             if recipe.norm not in built.norms:
                 known = " or ".join(built.norms)
                 raise RecipeError(f"attack {attack.name!r} ({attack.attack}) works in {known}, not in {recipe.norm}")
+            if isinstance(built, KnowingAttack):
+                built.check(self.parts)
             if purifier is not None and attack.against == "defence":
-                Defended(purifier, classifier, gradient=attack.gradient)  # refuses a gradient there is not
+                if _learns(attack.gradient):
+                    self.parts.reference_images()
+                else:
+                    Defended(purifier, classifier, gradient=attack.gradient)  # refuses a gradient there is not
             self.attacks[attack.name] = built
         self.seconds = {"classify": 0.0, "purify": 0.0}
         self.images = {"classify": 0, "purify": 0}
@@ -165,15 +192,29 @@ class Evaluator:
             return keys(self.recipe.seed, "fixed", torch.zeros_like(batch.ids))
         return None
 
+    def _replacement(self, gradient: GradientConfig, radius: float) -> Replacement | None:
+        """Return what stands for the purifier's gradient where that must be learnt; it is learnt once for each budget."""
+        if self.purifier is None or not _learns(gradient):
+            return None
+        if (gradient, radius) not in self._imitations:
+            ball = Ball(norm=self.recipe.norm, eps=radius)
+            learnt = make_replacement(self.purifier, gradient, images=self.parts.reference_images(), ball=ball)
+            self._imitations[gradient, radius] = learnt
+        return self._imitations[gradient, radius]
+
     def target(self, attack: AttackConfig, batch: Batch, radius: float) -> Target:
         """Return what an attack sees of the defence, with the attacker's own draws."""
         drawn = keys(self.recipe.seed, f"attack {attack.name} {radius_text(radius)}", batch.ids)
         if self.purifier is None or attack.against == "classifier":
             alone = self.purifier is None
-            return Target(scores=lambda x, keys, progress: self.classifier(x), keys=drawn, drop=alone)
+            return Target(scores=lambda x, keys, progress: self.classifier(x), keys=drawn, drop=alone, parts=self.parts)
+        gradient, replacement = attack.gradient, self._replacement(attack.gradient, radius)
         return Target(
-            scores=Defended(self.purifier, self.classifier, gradient=attack.gradient),
+            scores=Defended(self.purifier, self.classifier, gradient=gradient, replacement=replacement),
             keys=drawn,
+            parts=self.parts,
+            # What falls before the attacker's purifier need not fall before the real one.
+            drop=gradient.forward == "hard",
             draws=attack.eot,
             average=attack.average,
             randomised=self.randomised,

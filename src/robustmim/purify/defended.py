@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robustmim.config import GradientConfig
 from robustmim.errors import RecipeError
+from robustmim.purify.replacement import Replacement, make_replacement
 from robustmim.purify.traits import DifferentiablePurifier, Purifier
 from robustmim.rng import Keys, content_ids, keys
 from robustmim.types import Images
@@ -23,9 +24,11 @@ class Defended(nn.Module):
         gradient: what passes for the purifier's gradient. The default, the identity (BPDA, Athalye et al. 2018), is the
             weakest; an accuracy under it is an upper bound. For a purifier that moves by the sign of a gradient it is
             the exact gradient but for the clips, since the derivative of the sign is zero.
+        replacement: for the gradient mode of that name, any function whose derivative is taken; by default the one that
+            the gradient names.
 
     Raises:
-        RecipeError: a gradient other than the identity for a purifier that offers none.
+        RecipeError: a gradient that the purifier does not offer, or a replacement that cannot be made for it.
     """
 
     def __init__(
@@ -35,10 +38,18 @@ class Defended(nn.Module):
         *,
         seed: int = 0,
         gradient: GradientConfig = GradientConfig(),
+        replacement: Replacement | None = None,
     ) -> None:
         super().__init__()
-        if gradient.mode != "identity" and not isinstance(purifier, DifferentiablePurifier):
-            raise RecipeError(f"{type(purifier).__name__} offers no {gradient.mode} gradient; use the identity")
+        if replacement is not None and gradient.mode != "replacement":
+            raise RecipeError(f"a replacement was given, but the gradient's mode is {gradient.mode}, not replacement")
+        if gradient.mode == "replacement":
+            replacement = make_replacement(purifier, gradient) if replacement is None else replacement
+        elif gradient.mode != "identity" and not isinstance(purifier, DifferentiablePurifier):
+            raise RecipeError(
+                f"{type(purifier).__name__} offers no {gradient.mode} gradient; use the identity or a replacement"
+            )
+        self.replacement = replacement
         self.purifier, self.classifier, self.seed, self.gradient = purifier, classifier, seed, gradient
 
     def forward(self, x: Images, drawn: Keys | None = None, progress: float = 0.0) -> Float[Tensor, "batch classes"]:
@@ -53,5 +64,10 @@ class Defended(nn.Module):
         if self.gradient.mode == "identity":
             purified = self.purifier(x.detach(), keys=drawn)
             return self.classifier(x + (purified - x).detach())
+        if self.replacement is not None:
+            stand_in = self.replacement(x, drawn, progress)
+            if self.gradient.forward == "smooth":
+                return self.classifier(stand_in)
+            return self.classifier(self.purifier(x.detach(), keys=drawn) + (stand_in - stand_in.detach()))
         assert isinstance(self.purifier, DifferentiablePurifier)
         return self.classifier(self.purifier.differentiable(x, keys=drawn, gradient=self.gradient, progress=progress))

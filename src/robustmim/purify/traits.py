@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from robustmim.config import GradientConfig
 from robustmim.geometry import Ball
+from robustmim.models.masked import MaskedModel
 from robustmim.rng import Keys
 from robustmim.types import Images
 
@@ -49,3 +50,16 @@ class DifferentiablePurifier(Purifier, Protocol):
 
     def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
         """Purify with a gradient of the attacker's choice; see `GradientConfig`."""
+
+
+@runtime_checkable
+class MaskedPurifier(Purifier, Protocol):
+    """A purifier that goes by what a masked model says: a part that an attacker can reach."""
+
+    @property
+    def model(self) -> MaskedModel:
+        """The masked model."""
+
+    @property
+    def mask_ratio(self) -> float:
+        """Fraction of the cells that its masks hide."""

@@ -1,0 +1,74 @@
+"""Attack another classifier and hand the result over (Szegedy et al. 2014; Papernot et al. 2017): nothing is asked of the defence.
+
+Where such images break more than the attacks by gradient on the defence itself, these do not work (`transfer-wins`,
+`black-box-wins` of docs/honesty).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from robustmim.attacks.objectives import Logits
+from robustmim.attacks.parts import KnowingAttack, Parts
+from robustmim.attacks.target import Attack, Target
+from robustmim.errors import InputError
+from robustmim.geometry import Ball
+from robustmim.models.masked import freeze
+from robustmim.models.zoo import open_classifier
+from robustmim.purify.traits import Callback
+from robustmim.registry import build, register
+from robustmim.rng import Keys
+from robustmim.types import Images, Labels
+
+
+@register("attack", "transfer")
+class Transfer:
+    """Any attack on a surrogate classifier. No sample is left alone early: an image at the surrogate's boundary carries over least.
+
+    Args:
+        surrogate: zoo name, folder of a trained classifier, or, with `arch`, someone else's file of weights.
+        arch: registered classifier that the file belongs to.
+        attack: registered attack that is made on it.
+        options: that attack's options.
+
+    Raises:
+        RecipeError: no such attack or option.
+        CheckpointError: the surrogate cannot be loaded.
+    """
+
+    black_box = True
+
+    def __init__(
+        self,
+        *,
+        surrogate: str,
+        arch: str | None = None,
+        attack: str = "pgd",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.attack: Attack = build("attack", attack, **(options or {}))
+        self.norms = self.attack.norms
+        self.surrogate = freeze(open_classifier(surrogate, arch))
+        if isinstance(self.attack, KnowingAttack):
+            self.attack.check(Parts(classifier=self.surrogate))
+
+    def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
+        """Return the images that the attack makes on the surrogate; `target` gives its keys, and is asked nothing.
+
+        Raises:
+            InputError: the surrogate knows fewer classes than the labels need.
+        """
+        surrogate = self.surrogate.to(x.device)
+
+        def scores(images: Images, drawn: Keys, progress: float) -> Logits:
+            return surrogate(images)
+
+        own = Target(scores=scores, keys=target.keys.fold("surrogate"), drop=False, parts=Parts(classifier=surrogate))
+        if len(x):
+            with torch.no_grad():
+                classes = surrogate(x[:1]).shape[1]
+            if int(y.max()) >= classes:
+                raise InputError(f"the surrogate knows {classes} classes, but there is a label {int(y.max())}")
+        return self.attack(own, x, y, ball, callback=callback)
