@@ -56,11 +56,6 @@ class MaskedReconstruction:
         """Fraction of the cells that its masks hide."""
         return self.config.mask_ratio
 
-    @property
-    def mask_ratio(self) -> float:
-        """Fraction of the cells that its masks hide."""
-        return self.config.mask_ratio
-
     def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
         """Return purified images.
 
