@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from robustmim.config import GradientConfig
 from robustmim.errors import InputError, RecipeError
-from robustmim.models.masked import MaskedModel
+from robustmim.models.masked import MaskedModel, with_draws
 from robustmim.models.masking import partition_masks
 from robustmim.purify.amrm import AMRMPure
 from robustmim.rng import Keys
@@ -113,13 +113,15 @@ class Detector:
 
     def _loss(self, x: Images, keys: Keys) -> PerSample:
         masks = partition_masks(keys.fold("score"), self.model.grid(*x.shape[-2:]), self.purifier.config.mask_ratio)
-        return torch.stack([self.model.reconstruct(x, mask).loss for mask in masks]).mean(0)
+        model = with_draws(self.model, keys.fold("score"))
+        return torch.stack([model.reconstruct(x, mask).loss for mask in masks]).mean(0)
 
     def _entropy(self, x: Images, keys: Keys) -> PerSample:
         masks = partition_masks(keys.fold("score"), self.model.grid(*x.shape[-2:]), self.purifier.config.mask_ratio)
+        model = with_draws(self.model, keys.fold("score"))
         found: list[Tensor] = []
         for mask in masks:
-            maps = self.model.reconstruct(x, mask, need_attention=True).attention
+            maps = model.reconstruct(x, mask, need_attention=True).attention
             if not maps:
                 raise RecipeError("the score attention looks at attention maps, and this masked model has none")
             found += [-(part * part.clamp(min=_TINY).log()).sum(-1).mean((1, 2)) for part in maps]

@@ -22,7 +22,7 @@ from robustmim.data.loader import Batch
 from robustmim.descent import projected_descent
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
-from robustmim.models.masked import MaskedModel, freeze
+from robustmim.models.masked import MaskedModel, freeze, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.defended import Defended
@@ -153,7 +153,9 @@ class Robustification:
         loss = classification
         if recipe.anchor:
             mask = random_mask(keys.fold("anchor"), self.purifier.model.grid(*x.shape[-2:]), recipe.amrm.mask_ratio)
-            reconstruction = self.purifier.model.reconstruct(x.detach(), mask).loss.mean()
+            reconstruction = (
+                with_draws(self.purifier.model, keys.fold("anchor")).reconstruct(x.detach(), mask).loss.mean()
+            )
             found["reconstruction"] = reconstruction.detach()
             loss = loss + recipe.anchor * reconstruction
         return {"loss": loss, **found}
