@@ -633,6 +633,8 @@ class RobustifyRecipe:
     run: RunConfig = RunConfig()
     amrm: AMRMConfig = AMRMConfig()
     """The purification that the model is trained for."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    """Noise, loss and target of a MaskDiT's descent."""
     gradient: GradientConfig = GradientConfig(mode="tanh", product="central-difference")
     """Gradient through the purification, into the weights; with mode identity or exact there is none (A16)."""
     examples: Literal["online", "static", "gray-box"] = "online"

@@ -166,3 +166,21 @@ def test_the_command_trains_saves_and_measures(tmp_path, weights):
     assert moved
     if weights == "decoder":
         assert all(name.startswith(("up.", "decoder", "head.")) for name in moved)
+
+
+def test_a_maskdit_is_fine_tuned_too(tmp_path):
+    pytest.importorskip("foolbox")
+    samples = ["--data.name", "samples-cifar10", "--data.split", "test", "--data.limit", "4", "--run.batch_size", "2"]
+    samples += ["--validation.name", "samples-cifar10", "--validation.split", "test", "--validation.limit", "2"]
+    samples += ["--run.epochs", "1", "--device", "cpu"]
+    probe = ["--probe.classifier", "null"]
+    assert main(["pretrain", "maskdit-micro-cifar10", *samples, *probe, "--out", str(tmp_path / "before")]) == 0
+    words = ["robustify", "masked-conv-robust-cifar10", *samples, "--masked_model", str(tmp_path / "before")]
+    words += ["--amrm.steps", "1", "--attack_steps", "1", "--weights", "decoder", "--out", str(tmp_path / "after")]
+    assert main(words) == 0
+    from robustmim.models.zoo import load_model
+
+    before, after = (load_model(tmp_path / name).state_dict() for name in ("before", "after"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith(("decoder", "mask_token")) for name in moved)

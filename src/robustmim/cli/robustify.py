@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.evaluate.accuracy import in_order
     from robustmim.evaluate.run import Evaluator
     from robustmim.models.masked import MaskedModel
+    from robustmim.models.masked_denoiser import MaskedDenoiser, MaskedDiffusion
     from robustmim.models.zoo import about_model, load_model, open_classifier
     from robustmim.train.distributed import world
     from robustmim.train.robustify import Robustification, merge_low_rank
@@ -42,11 +43,12 @@ def main(arguments: list[str]) -> int:
             recipe.run.seed
         )  # every draw is keyed; libraries that are not would at least repeat themselves
         model = load_model(recipe.masked_model, kind="masked-model", device=here.device)
-        if not isinstance(model, MaskedModel):
+        masked = MaskedDenoiser(model, recipe.denoiser) if isinstance(model, MaskedDiffusion) else model
+        if not isinstance(masked, MaskedModel):
             raise CheckpointError(f"{recipe.masked_model} does not reconstruct from masks")
         classifier = open_classifier(recipe.classifier, recipe.arch).to(here.device)
         validation = open_source(recipe.validation, here.device)
-        objective = Robustification(model, classifier, recipe)
+        objective = Robustification(masked, classifier, recipe)
 
         def evaluate(trained: torch.nn.Module) -> dict[str, float]:
             """Return accuracies on purified images: clean, gray box, and PGD-10 through the purification."""

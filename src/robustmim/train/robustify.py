@@ -32,7 +32,7 @@ from robustmim.rng import keys as keys_of
 from robustmim.types import Images, Labels, PerSample
 
 DECODER = ("decoder", "mask_token", "up.", "head.")
-"""How the names of a decoder's weights begin: those of masked autoencoders, then those of the masked convolution."""
+"""How the names of a decoder's weights begin: those of transformers, then those of the masked convolution."""
 
 
 class _LowRank(nn.Module):
@@ -64,7 +64,11 @@ def choose_weights(model: nn.Module, recipe: RobustifyRecipe) -> tuple[nn.Parame
         chosen = [factor for part in model.modules() if isinstance(part, _LowRank) for factor in part.parameters()]
     else:
         named = [(name, weight) for name, weight in model.named_parameters()]
-        chosen = [weight for name, weight in named if recipe.weights == "all" or name.startswith(DECODER)]
+        chosen = [
+            weight
+            for name, weight in named
+            if recipe.weights == "all" or name.removeprefix("network.").startswith(DECODER)
+        ]
     if not chosen:
         raise RecipeError(f"{recipe.masked_model} has no decoder to train; set weights to all or low-rank")
     for weight in chosen:
