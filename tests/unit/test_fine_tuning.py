@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from robustmim.config import OptimizerConfig
+from robustmim.config import OptimizerConfig, PretrainRecipe, TrainRecipe
 from robustmim.errors import CheckpointError, RecipeError
-from robustmim.models.encoder import load_encoder
+from robustmim.models.encoder import load_encoder, take_encoder
 from robustmim.models.fast_cnn import FastCNN
 from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.masked_conv import MaskedConvolution
 from robustmim.models.vit import VisionTransformer, stochastic_depth
 from robustmim.models.zoo import save_model
+from robustmim.recipe import load_recipe, recipe_names
+from robustmim.registry import build
 from robustmim.rng import keys
 from robustmim.train.generalist import TwoLearners
 from robustmim.train.schedule import make_optimizer
@@ -75,6 +79,22 @@ def test_what_is_no_autoencoder_and_no_transformer_is_refused(saved, tmp_path):
     )
     with pytest.raises(CheckpointError, match="MaskedConvolution, which has no encoder"):
         load_encoder(tmp_path / "conv", VisionTransformer(**SIZES))
+
+
+FINE_TUNED = {
+    name: Path(recipe.start_from).name
+    for name, path in recipe_names().items()
+    if path.parent.name == "train" and (recipe := load_recipe(TrainRecipe, name)).start_from
+}
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_recipes_of_fine_tuning_fit_the_encoders_they_begin_with(name):
+    tuned, source = load_recipe(TrainRecipe, name), load_recipe(PretrainRecipe, FINE_TUNED[name])
+    model = build("classifier", tuned.model.name, **tuned.model.options)
+    encoder = build("masked-model", source.model.name, **source.model.options)
+    take_encoder(encoder, model, name=FINE_TUNED[name])
+    assert torch.equal(model.blocks[-1].mlp.fc2.weight, encoder.blocks[-1].mlp.fc2.weight)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -74,8 +74,14 @@ def test_every_training_recipe_runs_two_steps(name, tmp_path):
     if kind == "pretrain":
         words += ["--probe.data", "samples-cifar10", "--probe.images", "2", "--probe.attack_steps", "1"]
         words += ["--probe.radii", "[8/255]", "--probe.amrm.steps", "1"]
-    if "second" in name or "unmasked" in name:
-        words += ["--start_from", "null"]
+    if "second" in name or "unmasked" in name or "finetune" in name:
+        words += ["--start_from", "null"]  # the encoders of fine-tuning are held to their recipes in test_fine_tuning
+    if kind == "train" and load_recipe(TrainRecipe, name).adversarial:
+        words += ["--adversarial.steps", "1", "--adversarial.validation_steps", "1"]
+    if name.startswith("wrn-28-10-trades"):
+        words += ["--model.name", "wide-resnet", "--model.options", "{depth: 10, widen: 2}"]
+    if name.startswith("paper-finetune"):
+        words += ["--model.name", "vit", "--model.options", "{patch_size: 8, width: 32, depth: 2, heads: 2}"]
     assert main(words) == 0
     assert read_json(tmp_path / "run.json")["status"] == "finished"
     assert (tmp_path / "model.safetensors").exists()

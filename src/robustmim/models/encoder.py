@@ -33,10 +33,7 @@ def _sizes(model: MaskedAutoencoder | VisionTransformer) -> dict[str, Any]:
 
 
 def load_encoder(name: str | Path, model: nn.Module) -> None:
-    """Start a ViT from the encoder of a masked autoencoder, as MAE and MIMIR fine-tune.
-
-    Embeddings and blocks are taken over. The final norm is dropped: the classifier has one of its own, on the mean of the
-    patches' tokens. Norm and head keep their initial weights; positions, fixed before, are trained from now on.
+    """Start a ViT from the encoder of a saved masked autoencoder; see `take_encoder`.
 
     Args:
         name: zoo name or folder of the autoencoder.
@@ -45,7 +42,23 @@ def load_encoder(name: str | Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: not there, damaged, no autoencoder, or of other sizes; the message says which, and what to set.
     """
-    source = load_model(name, kind="masked-model")
+    take_encoder(load_model(name, kind="masked-model"), model, name=str(name))
+
+
+def take_encoder(source: nn.Module, model: nn.Module, *, name: str) -> None:
+    """Start a ViT from the encoder of a masked autoencoder, as MAE and MIMIR fine-tune.
+
+    Embeddings and blocks are taken over. The final norm is dropped: the classifier has one of its own, on the mean of the
+    patches' tokens. Norm and head keep their initial weights; positions, fixed before, are trained from now on.
+
+    Args:
+        source: the autoencoder.
+        model: the classifier.
+        name: what messages call the autoencoder.
+
+    Raises:
+        CheckpointError: no autoencoder, no ViT, or other sizes; the message says what to set.
+    """
     if not isinstance(source, MaskedAutoencoder):
         raise CheckpointError(
             f"{name} is a {type(source).__name__}, which has no encoder of its own; a masked autoencoder has"
