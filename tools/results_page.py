@@ -42,6 +42,14 @@ def percent(row: dict | None) -> str:
     return f"{row['accuracy'] * 100:.1f} [{row['low'] * 100:.0f}, {row['high'] * 100:.0f}]"
 
 
+def budget(claim: dict, text: str) -> str:
+    """Return a budget as it is read: in 255ths for l∞, as a length for l2 and l1."""
+    if claim["norm"] == "linf" or "/" not in text:
+        return text
+    numerator, denominator = map(float, text.split("/"))
+    return f"{numerator / denominator:g}"
+
+
 def suite(claim: dict, folder: Path) -> str:
     """Return the table of a suite: attacks by budgets, the worst case at the bottom."""
     defence = "purified" if claim["purifier"] else "bare"
@@ -51,7 +59,7 @@ def suite(claim: dict, folder: Path) -> str:
         f"### {claim['classifier']}, {claim['purifier'] or 'no purifier'}",
         "",
         "| attack | clean | "
-        + " | ".join(f"ε = {radius}" for radius in radii)
+        + " | ".join(f"ε = {budget(claim, radius)}" for radius in radii)
         + " | passes forward + backward, seconds |",
         "|---" * (len(radii) + 3) + "|",
     ]
@@ -98,7 +106,7 @@ def table(claim: dict, folder: Path) -> str:
     lines = [
         f"### {claim['classifier']}, {claim['purifier'] or 'no purifier'}",
         "",
-        "| " + " | ".join(["", "clean", *(f"ε = {radius}" for radius in radii)]) + " |",
+        "| " + " | ".join(["", "clean", *(f"ε = {budget(claim, radius)}" for radius in radii)]) + " |",
         "|---" * (len(radii) + 2) + "|",
     ]
     rows = [("bare", "gray-box", "bare"), ("gray box, purified", "gray-box", "purified")]
