@@ -38,6 +38,13 @@ class World:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Return the means of scalars over the processes, which must all ask, for the same ones."""
+        row = torch.stack([value.detach().to(self.device, torch.float32) for value in values.values()])
+        if self.size > 1:
+            dist.all_reduce(row)
+        return dict(zip(values, (row / self.size).tolist(), strict=True))
+
 
 def choose_device(name: str) -> torch.device:
     """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device.

@@ -239,8 +239,11 @@ def fit(
                 total = step
 
             now = time.monotonic()
-            if (now - last_logged > LOG_EVERY_SECONDS or step in (1, total)) and not in_a_row:
-                row = {name: value.item() for name, value in values.items()} | ({"skipped": skipped} if skipped else {})
+            # What all processes do together, one's clock decides; asking costs a reduction, so not every step.
+            asks = step % 10 == 0 or world.size == 1
+            due = step in (1, total) or (asks and world.any(now - last_logged > LOG_EVERY_SECONDS))
+            if due and not in_a_row:
+                row: dict[str, Any] = {**world.mean(values), **({"skipped": skipped} if skipped else {})}
                 rate = (step - logged_step) * len(batch.images) * world.size / max(now - last_logged, 1e-9)
                 row |= {
                     "step": step,
@@ -264,8 +267,7 @@ def fit(
                 if world.leads:
                     report(row)
                 last_logged, logged_step = time.monotonic(), step
-            # One process's clock or signal stops all at the same step; asking costs a reduction, so not every step.
-            if step % batches.replays == 0 and (step % 10 == 0 or world.size == 1):
+            if asks and step % batches.replays == 0:
                 if world.any(asked["stop"] or time.monotonic() - began > max_seconds) and step < total:
                     save()
                     return "stopped"
