@@ -93,6 +93,18 @@ def test_every_training_recipe_runs_two_steps(name, tmp_path):
         assert 0 <= last["purified clean"] <= 1
 
 
+@pytest.mark.parametrize("name", [name for name, path in RECIPES.items() if path.parent.name == "evaluate"])
+def test_a_defence_can_face_every_attack_of_an_evaluation(name):
+    from robustmim.evaluate.run import Evaluator
+    from robustmim.models.zoo import load_model
+    from robustmim.purify.load import load_purifier
+
+    recipe = load_recipe(EvaluateRecipe, name)
+    defence = load_model("fast-cnn-cifar10"), load_purifier("recommended-cifar10")
+    evaluator = Evaluator(*defence, recipe, torch.rand(64, 3, 32, 32))
+    assert list(evaluator.attacks) == [attack.name for attack in recipe.attacks]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
