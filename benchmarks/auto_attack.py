@@ -33,7 +33,7 @@ _FAB_T, _SQUARE = ("fab-targeted", {"steps": 40, "patience": 2.0}), ("square", {
 ENSEMBLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "linf": [_CE, _APGD_T, _FAB_T, _SQUARE],
     "l2": [_CE, _APGD_T, _FAB_T],
-    "l1": [_FAB_T, _CE, _APGD_T],
+    "l1": [_CE, ("apgd-targeted", {"steps": 100})],
 }
 BUDGETS: dict[str, list[tuple[str, float]]] = {
     "digits": [("linf", 0.1), ("l2", 0.75), ("l1", 3.0)],

@@ -249,7 +249,7 @@ class TestRunner:
             ((AttackConfig(name="a", randomness="known", eot=2),), "nothing to average"),
             ((AttackConfig(name="a", radii=(Radius("1/255"),)),), "not among the recipe's radii"),
             ((AttackConfig(name="a", attack="pdg"),), "Did you mean 'pgd'"),
-            ((AttackConfig(name="a", attack="square"),), "works in linf"),
+            ((AttackConfig(name="a", attack="rays"),), "works in linf"),
         ):
             with pytest.raises(RecipeError, match=words):
                 Evaluator(Halves(), None, recipe(*attacks, norm="l2"))

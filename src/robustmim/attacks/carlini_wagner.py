@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustmim.attacks.objectives import Logits, margin
-from robustmim.attacks.search import Closest, adversarial, limited
+from robustmim.attacks.search import Closest, Found, adversarial, limited
 from robustmim.attacks.target import Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
@@ -25,9 +25,7 @@ from robustmim.purify.traits import Callback
 from robustmim.registry import register
 from robustmim.types import Images, Labels, PerSample
 
-_INSET = (
-    0.9999  # black and white have no finite w; this moves them by 0.013/255, and leaves them a slope to leave along
-)
+_INSET = 0.9999  # black and white have no finite w; they move by 0.013/255, and keep a slope along which to leave
 _LARGEST, _LARGEST_LINF = 1e10, 20.0  # constants beyond which nothing is tried
 _DECAY, _DECAY_SQUARES, _TINY = 0.9, 0.999, 1e-8  # Adam's
 
@@ -55,6 +53,7 @@ class _Task:
     ball: Ball
     callback: Callback | None
     closest: Closest
+    leading: Found
     latest: Images  # w of each sample's last iterate
     going: Int[Tensor, " some"]  # places of the samples still at work
 
@@ -64,12 +63,13 @@ class _Task:
         slope = target.value(x, y, margin, 0)
         wrong = adversarial(target, x, y, slope, 0)
         distance = torch.full_like(slope.value, torch.inf).masked_fill(wrong, 0.0)
-        return cls(target, x, y, ball, callback, Closest(x.clone(), distance), _unbounded(x), (~wrong).nonzero()[:, 0])
+        closest, going = Closest(x.clone(), distance), (~wrong).nonzero()[:, 0]
+        return cls(target, x, y, ball, callback, closest, Found.nothing(x), _unbounded(x), going)
 
     def result(self) -> Images:
-        """Return the nearest adversarial images, or else the last iterates, limited to the ball."""
+        """Return the nearest adversarial images, or else those of the largest margin, limited to the ball."""
         none = _wide(~self.closest.distance.isfinite())
-        return limited(self.ball, torch.where(none, _bounded(self.latest), self.closest.images), self.x)
+        return limited(self.ball, torch.where(none, self.leading.images, self.closest.images), self.x)
 
 
 class _CarliniWagner:
@@ -100,7 +100,7 @@ class _CarliniWagner:
         """Take the steps of one round, for the samples at work; those that fall in the ball leave.
 
         Args:
-            task: whose closest images, latest iterates and samples at work are brought up to date.
+            task: whose images found, latest iterates and samples at work are brought up to date.
             start: w of the whole batch, as are the next two.
             constant: c.
             within: the distance within which a success counts, τ in l∞.
@@ -110,25 +110,26 @@ class _CarliniWagner:
         Returns:
             Which samples had a success.
         """
-        ball, won = task.ball, torch.zeros_like(constant, dtype=torch.bool)
+        target, ball, won = task.target, task.ball, torch.zeros_like(constant, dtype=torch.bool)
         w = start[task.going]
         first, second = torch.zeros_like(w), torch.zeros_like(w)
         for step in range(self.steps):
             places = task.going
             if not len(places):
                 break
-            part, center, labels, now = task.target[places], task.x[places], task.y[places], _bounded(w)
+            part, center, labels, now = target[places], task.x[places], task.y[places], _bounded(w)
             query = number * self.steps + step + 1
             slope = part.gradient(now, labels, self._lead, query, progress=(query - 1) / (self.rounds * self.steps))
             if task.callback is not None:
                 told = {"step": query - 1, "x": now, "value": slope.value, "gradient": slope.ascent}
                 task.callback(told | {"center": center, "ball": ball, "samples": places})
             distance = ball.distance(now, center)
-            success = (slope.missed >= 0.5) & (margin(slope.logits, labels) >= self.confidence)
+            lead = margin(slope.logits, labels)
+            confident = replace(slope, missed=slope.missed * (lead >= self.confidence))
+            success = adversarial(part, now, labels, confident, query)
             won[places] |= success & (distance <= within[places])
-            nearer = success & (distance < task.closest.distance[places])
-            nearer = adversarial(part, now, labels, replace(slope, missed=slope.missed * nearer), query)
-            task.closest.offer(places[nearer], now[nearer], distance[nearer])
+            task.closest.offer(places[success], now[success], distance[success])
+            task.leading.offer(places, now, lead, success)
 
             gradient = penalty(now - center, within[places]) - _wide(constant[places]) * slope.ascent
             gradient = gradient * 2 * now * (1 - now)  # the derivative of (tanh(w) + 1) / 2
@@ -138,11 +139,9 @@ class _CarliniWagner:
             w = w - self.step_size * mean / (square.sqrt() + _TINY)
             task.latest[places] = w
 
-            inside = success & (distance <= ball.eps) & torch.tensor(math.isfinite(ball.eps), device=w.device)
-            fell = part.fallen(now, labels, replace(slope, missed=slope.missed * inside), query)
-            if fell.any():
-                task.closest.images[places[fell]], task.closest.distance[places[fell]] = now[fell], distance[fell]
-                task.going, w, first, second = places[~fell], w[~fell], first[~fell], second[~fell]
+            if target.drop and math.isfinite(ball.eps):
+                going = ~(success & (distance <= ball.eps))
+                task.going, w, first, second = places[going], w[going], first[going], second[going]
         return won
 
 
@@ -178,8 +177,8 @@ class CarliniWagner(_CarliniWagner):
         """Return the smallest perturbation found that is adversarial, projected onto the ball if it is larger.
 
         A sample is done once one lies in the ball, as far as `target` allows it to be left alone; in a ball of infinite
-        radius it never is. Where nothing was adversarial the last iterate is returned, projected likewise. The callback
-        is told of the samples still at work, and of their places in the batch, "samples".
+        radius it never is. Where nothing was adversarial the iterate of the largest margin is returned, projected
+        likewise. The callback is told of the samples still at work, and of their places in the batch, "samples".
         """
         task = _Task.begin(target, x, y, ball, callback)
         start, anywhere = task.latest.clone(), torch.full((len(x),), torch.inf, device=x.device)

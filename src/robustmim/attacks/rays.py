@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustmim.attacks.objectives import margin
-from robustmim.attacks.search import adversarial, bounded
+from robustmim.attacks.search import bounded
 from robustmim.attacks.target import Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
@@ -45,8 +46,8 @@ def blocks(size: int) -> Iterator[slice]:
 class RayS:
     """RayS in l∞; only decisions are used, and the attack draws nothing itself.
 
-    A decision is whether half of the target's draws miss. For a random defence a nearer radius must hold on fresh draws,
-    or the search would follow lucky ones.
+    A decision is whether half of the target's draws miss. For a random defence a nearer radius must hold on
+    `target.confirmations` fresh draws, or the search would follow lucky ones.
 
     Args:
         queries: questions for each sample, each times the target's draws; a bisection that has begun is finished.
@@ -124,25 +125,25 @@ class RayS:
         """Return where each ray crosses the boundary; infinite if it does not before the best radius (Algorithm 2)."""
         progress = self._progress((query - 1) // _ASKED)
 
-        def miss(which: Tensor, at: PerSample, number: int, *, again: bool = False) -> Bool[Tensor, " some"]:
+        def miss(asked: Target, which: Tensor, at: PerSample, number: int) -> Bool[Tensor, " some"]:
             places = left[which]
-            images, labels, part = _along(x[places], signs[which], at), y[places], target[places]
-            slope = part.value(images, labels, margin, number, progress=progress)
+            images = _along(x[places], signs[which], at)
             spent[places] += 1
-            return adversarial(part, images, labels, slope, number) if again else slope.missed >= 0.5
+            return asked[places].value(images, y[places], margin, number, progress=progress).missed >= 0.5
 
         found = torch.full((len(left),), torch.inf, device=x.device)
         reach = radius[left].clamp(max=1.0)
-        going = miss(torch.arange(len(left), device=x.device), reach, query).nonzero()[:, 0]
+        going = miss(target, torch.arange(len(left), device=x.device), reach, query).nonzero()[:, 0]
         near, far = torch.zeros_like(reach[going]), reach[going]
         for halving in range(_HALVINGS):
             if not len(going):
                 return found
             middle = (near + far) / 2
-            crossed = miss(going, middle, query + 1 + halving)
+            crossed = miss(target, going, middle, query + 1 + halving)
             near, far = torch.where(crossed, near, middle), torch.where(crossed, middle, far)
         if target.randomised and target.known is None:
-            holds = miss(going, far, query + 1 + _HALVINGS, again=True)
+            fresh = replace(target, draws=target.confirmations)
+            holds = miss(fresh, going, far, query + 1 + _HALVINGS)
             going, far = going[holds], far[holds]
         found[going] = far
         return found

@@ -54,25 +54,12 @@ class Closest:
 
 
 def adversarial(target: Target, x: Images, y: Labels, slope: Slope, query: int) -> Bool[Tensor, " batch"]:
-    """Say which images count as adversarial where the nearest one is sought: half of the draws miss, and not by luck.
+    """Say which images are broken, and not by luck, also where the target does not allow them to be left alone.
 
-    A search that keeps the nearest of thousands of images would, with a random defence, keep the luckiest; so half of
-    `target.confirmations` fresh draws must miss too. Whether a sample may be left alone is `Target.fallen`'s to say.
-
-    Args:
-        target: the defence.
-        x: the images that the query was about.
-        y: true classes.
-        slope: the query's result.
-        query: its number.
+    A search that keeps the nearest of thousands of images would, with a random defence, keep the luckiest of them: so
+    all draws must miss, and fresh ones too. Arguments are those of `Target.fallen`.
     """
-    wrong = slope.missed >= 0.5
-    if not target.randomised or target.known is not None or not wrong.any():
-        return wrong
-    some = target[wrong]
-    fresh = replace(some, keys=some.keys.fold("again"), draws=some.confirmations, average="loss")
-    wrong[wrong.clone()] = fresh.value(x[wrong], y[wrong], margin, query).missed >= 0.5
-    return wrong
+    return replace(target, drop=True).fallen(x, y, slope, query)
 
 
 def nearest(ball: Ball, point: Images, center: Images) -> Images:

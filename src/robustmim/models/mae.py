@@ -141,9 +141,11 @@ class MaskedAutoencoder(nn.Module):
         seen = self.decoder_embed(encoded)
         seen = seen + torch.cat([position[:, :1].expand(len(seen), -1, -1), _gather(position[:, 1:], visible)], dim=1)
         tokens = torch.cat([seen, self.mask_token + _gather(position[:, 1:], hidden)], dim=1)
-        for block in self.decoder_blocks:
+        # What the last block makes of tokens that nobody asks for is not computed.
+        first = 1 if every else seen.shape[1]
+        for block in self.decoder_blocks[:-1]:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(tokens[:, 1 if every else seen.shape[1] :]))
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks[-1](tokens, first)))
 
     def reconstruct(
         self,

@@ -39,12 +39,20 @@ class Attention(nn.Module):
         self.weights = nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Mix tokens `[B, T, width]`."""
-        query, key, value = rearrange(self.qkv(tokens), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+    def forward(self, tokens: Tokens, first: int = 0) -> Float[Tensor, "batch asked features"]:
+        """Mix tokens `[B, T, width]`; return those from `first` on, `[B, T - first, width]`: the others are only looked at."""
+        # Cut before the heads are: the gradients of the three then fall side by side, where they are needed.
+        if first and not self.explicit:
+            width = tokens.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            asked = F.linear(tokens[:, first:], weight[:width], bias[:width])
+            parts = (asked, *F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1))
+        else:
+            parts = self.qkv(tokens).chunk(3, dim=-1)
+        query, key, value = (rearrange(part, "b t (h d) -> b h t d", h=self.heads) for part in parts)
         if self.explicit:
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-            mixed = self.weights(scores.softmax(dim=-1)) @ value
+            mixed = (self.weights(scores.softmax(dim=-1)) @ value)[:, :, first:]
         else:
             mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(rearrange(mixed, "b h t d -> b t (h d)"))
@@ -107,9 +115,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Attend, then map each token; both residual."""
-        tokens = tokens + self.drop_path1(self.attn(self.norm1(tokens)))
+    def forward(self, tokens: Tokens, first: int = 0) -> Float[Tensor, "batch asked features"]:
+        """Attend, then map each token; both residual. Return the tokens from `first` on, which look at all."""
+        tokens = tokens[:, first:] + self.drop_path1(self.attn(self.norm1(tokens), first))
         return tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
 
 

@@ -50,9 +50,22 @@ class InformationTerm:
             tokens: its tokens, class token first.
             patch_size: pixels on a side of a cell of the mask.
         """
-        blanked = seen * ~enlarge(mask, patch_size)
-        x = {"attacked": seen, "clean": clean, "perturbation": seen - clean, "visible": blanked}[self.config.x]
-        z = {"tokens": tokens, "mean": tokens[:, 1:].mean(1), "class": tokens[:, 0]}[self.config.z]
+        match self.config.x:
+            case "attacked":
+                x = seen
+            case "clean":
+                x = clean
+            case "perturbation":
+                x = seen - clean
+            case "visible":
+                x = seen * ~enlarge(mask, patch_size)
+        match self.config.z:
+            case "tokens":
+                z: Tensor = tokens
+            case "mean":
+                z = tokens[:, 1:].mean(1)
+            case "class":
+                z = tokens[:, 0]
         x, z = x.detach().flatten(1), z.flatten(1)
         if self.config.batch == "global":
             x, z = gathered(x), gathered(z)
