@@ -470,11 +470,23 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PurifyRecipe:
-    """A purifier: a masked model and how it is descended."""
+class BaselineConfig:
+    """A purifier by its registered name; `robustmim list purifiers`."""
 
-    masked_model: str
-    """Zoo name or folder of the masked model."""
+    name: str
+    """Registered purifier."""
+    model: str | None = None
+    """Zoo name or folder of the network it uses, if it uses one."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the purifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifyRecipe:
+    """A purifier: a masked model and how it is descended, or one of those that this is compared with."""
+
+    masked_model: str = ""
+    """Zoo name or folder of the masked model; only a baseline goes without."""
     amrm: AMRMConfig = AMRMConfig()
     reconstruction: ReconstructionConfig | None = None
     """Predict once instead of descending; `amrm` is then not used."""
@@ -482,6 +494,8 @@ class PurifyRecipe:
     """Noise and loss of a masked diffusion model that is descended."""
     diffusion: DiffusionConfig | None = None
     """Diffuse and denoise instead of descending, with a diffusion model; `amrm` is then not used."""
+    baseline: BaselineConfig | None = None
+    """Another purifier altogether; nothing else of the recipe is then used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.models.adapters",
     ),
     "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv", "robustmim.models.maskdit"),
-    "purifier": ("robustmim.purify.amrm", "robustmim.purify.reconstruct", "robustmim.purify.diffusion"),
+    "purifier": (
+        "robustmim.purify.amrm",
+        "robustmim.purify.reconstruct",
+        "robustmim.purify.diffusion",
+        "robustmim.purify.baselines.gaussian_noise",
+    ),
     "attack": (
         "robustmim.attacks.pgd",
         "robustmim.attacks.apgd",

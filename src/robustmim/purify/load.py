@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
-from robustmim.config import AMRMConfig, DenoiserConfig, PurifyRecipe
-from robustmim.errors import CheckpointError
+from robustmim.config import AMRMConfig, BaselineConfig, DenoiserConfig, PurifyRecipe
+from robustmim.errors import CheckpointError, RecipeError
 from robustmim.models.edm import Denoiser
 from robustmim.models.masked import MaskedModel
 from robustmim.models.masked_denoiser import MaskedDenoiser, MaskedDiffusion
@@ -13,18 +15,41 @@ from robustmim.models.zoo import load_model
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.diffusion import DiffusionPurifier
 from robustmim.purify.reconstruct import MaskedReconstruction
+from robustmim.purify.traits import Purifier
 from robustmim.radius import radius_text
 from robustmim.recipe import load_recipe
+from robustmim.registry import build, builder
 
-RecipePurifier = AMRMPure | MaskedReconstruction | DiffusionPurifier
+
+def make_baseline(config: BaselineConfig, *, device: torch.device | str = "cpu") -> Purifier:
+    """Build a registered purifier; one that uses a network is given it as its option `model`.
+
+    Raises:
+        RecipeError: no such purifier, an option it does not take, or a network that is missing or not wanted.
+        CheckpointError: its network cannot be loaded.
+    """
+    wanted = "model" in inspect.signature(builder("purifier", config.name)).parameters
+    if wanted != (config.model is not None):
+        raise RecipeError(
+            f"the purifier {config.name} {'needs a network: give its name or folder' if wanted else 'uses no network: leave it out'}"
+            ", baseline.model"
+        )
+    network = {} if config.model is None else {"model": load_model(config.model, device=device)}
+    purifier: Purifier = build("purifier", config.name, **network, **config.options)
+    return purifier
 
 
-def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -> RecipePurifier:
+def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -> Purifier:
     """Build the purifier of a recipe.
 
     Raises:
+        RecipeError: a recipe without a model, or a baseline with mistakes.
         CheckpointError: the masked model is not there, damaged, or none; or diffusion is asked of a model that has none.
     """
+    if recipe.baseline is not None:
+        return make_baseline(recipe.baseline, device=device)
+    if not recipe.masked_model:
+        raise RecipeError("a purifier needs a masked model: set masked_model to a name of the zoo or to a run's folder")
     model = load_model(recipe.masked_model, kind="masked-model", device=device)
     if recipe.diffusion is not None:
         if not isinstance(model, Denoiser):
@@ -39,7 +64,7 @@ def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -
     return AMRMPure(model, recipe.amrm)
 
 
-def load_purifier(name: str, *, device: torch.device | str = "cpu") -> RecipePurifier:
+def load_purifier(name: str, *, device: torch.device | str = "cpu") -> Purifier:
     """Build a purifier from a recipe: a YAML file, or the name of one that ships.
 
     Raises:
@@ -51,6 +76,10 @@ def load_purifier(name: str, *, device: torch.device | str = "cpu") -> RecipePur
 
 def describe(recipe: PurifyRecipe) -> str:
     """Say in a line what a purifier does; choices of Algorithm 1 that are left at their plain form are not named."""
+    if recipe.baseline is not None:
+        baseline = recipe.baseline
+        options = (f"{key} {value}" for key, value in baseline.options.items())
+        return ", ".join([baseline.name, *([baseline.model] if baseline.model else []), *options])
     if recipe.reconstruction is not None:
         single = recipe.reconstruction
         return f"masked reconstruction, {recipe.masked_model}, mask {single.mask_ratio:g}, blend {single.blend:g}"
