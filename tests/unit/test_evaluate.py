@@ -15,7 +15,7 @@ from robustmim.errors import RecipeError
 from robustmim.evaluate.claims import claim, faced_by_sample, proportion, worst_case
 from robustmim.evaluate.honesty import active_checks, status
 from robustmim.evaluate.run import Cell, Evaluator, read_records
-from robustmim.evaluate.verdict import broken, judge, share, worst_of
+from robustmim.evaluate.verdict import broken, judge, share, worst_of_each
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Traits
 from robustmim.radius import Radius
@@ -25,6 +25,15 @@ from robustmim.train.distributed import World
 
 CPU = torch.device("cpu")
 R = Radius("8/255")
+
+
+def drawn_records(right, draws, generator):
+    """Return the records of one sample, under attacks that leave draws right with these probabilities."""
+    return [
+        {"attack": str(i), "draws": draws}
+        | {k: int((torch.rand(draws, generator=generator) < p).sum()) for k in ("right", "again")}
+        for i, p in enumerate(right)
+    ]
 
 
 class Halves(nn.Module):
@@ -136,17 +145,24 @@ class TestVerdict:
         """Twenty attacks that do nothing, on a defence right three times in four: chosen and scored on the same draws,
         the worst would look far worse."""
         generator = torch.Generator().manual_seed(0)
-        naive, ours = [], []
-        for _ in range(400):
-            rows = [
-                {"attack": str(i), "draws": 8}
-                | {k: int((torch.rand(8, generator=generator) < 0.75).sum()) for k in ("right", "again")}
-                for i in range(20)
-            ]
-            ours.append(worst_of(rows).share)
-            naive.append(min(row["right"] for row in rows) / 8)
+        samples = {number: drawn_records([0.75] * 20, 8, generator) for number in range(400)}
+        naive = [min(row["right"] for row in rows) / 8 for rows in samples.values()]
+        ours = [worst.share for worst in worst_of_each(samples).values()]
         assert abs(sum(ours) / 400 - 0.75) < 0.02
         assert sum(naive) / 400 < 0.55
+
+    def test_the_worst_of_many_weak_attacks_and_a_strong_one_is_the_strong_one(self):
+        """Nine attacks leave two draws in three right and the last a tenth: few draws are no reason to prefer a lucky one."""
+        generator = torch.Generator().manual_seed(0)
+        samples = {number: drawn_records([0.67] * 9 + [0.1], 4, generator) for number in range(400)}
+        worst = [one.share for one in worst_of_each(samples).values()]
+        assert abs(sum(worst) / 400 - 0.1) < 0.03
+
+    def test_attacks_that_each_break_their_half_are_worth_more_together(self):
+        generator = torch.Generator().manual_seed(0)
+        samples = {i: drawn_records([0.9, 0.1] if i % 2 else [0.1, 0.9], 4, generator) for i in range(400)}
+        worst = [one.share for one in worst_of_each(samples).values()]
+        assert sum(worst) / 400 < 0.15
 
 
 class TestRunner:

@@ -16,7 +16,7 @@ from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.honesty import active_checks, findings
 from robustmim.evaluate.run import NO_ATTACK, Cell, Evaluator, cells, radii_of, read_records
 from robustmim.evaluate.statistics import wilson_interval
-from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of
+from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of_each
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.load import describe
 from robustmim.purify.trace import Trace
@@ -81,7 +81,7 @@ def worst_case(records: Records, recipe: EvaluateRecipe, radius: float, *, purif
         for number, rows in list(samples.items())[: min(limits) if limits else None]
         if any(not row.get("skipped") for row in rows)
     }
-    worst = {number: worst_of(rows) for number, rows in judged.items()}
+    worst = worst_of_each(judged)
     found = {"radius": radius_text(radius)} | proportion([one.share for one in worst.values()])
     found["rules"] = {
         "mean": found["accuracy"],

@@ -8,7 +8,7 @@ the draws it is scored on, would else be a choice of luck (docs/honesty).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,17 +104,42 @@ class Worst:
     every_draw: bool
 
 
-def worst_of(records: list[dict[str, Any]]) -> Worst:
-    """Combine the records of one sample at one budget; records of attacks it was spared (skipped) are left out."""
-    faced = [record for record in records if not record.get("skipped")]
+def worst_of_each(samples: Mapping[int, list[dict[str, Any]]]) -> dict[int, Worst]:
+    """Combine the records of each sample at one budget; records of attacks it was spared (skipped) are left out.
 
-    def scored(choose: str, score: str) -> float:
-        chosen = min(faced, key=lambda record: record[choose] / record["draws"])
-        return chosen[score] / chosen["draws"]
+    The worst attack of a sample is chosen as an attacker would who has seen few draws: half by its own draws and half by
+    how the attack does on all samples that faced the same attacks. By its own draws alone, a weak attack that was lucky
+    in them would often be chosen, and the worst of many attacks would look better than the best one.
+    """
+    faced = {number: [record for record in rows if not record.get("skipped")] for number, rows in samples.items()}
+    alike: dict[tuple[str, ...], list[list[dict[str, Any]]]] = {}
+    for rows in faced.values():
+        alike.setdefault(_attacks(rows), []).append(rows)
+    paired = all(record.get("again") is not None for rows in faced.values() for record in rows)
+    # The set to choose on, and the other one to score on.
+    ways = [("right", "again"), ("again", "right")] if paired else [("right", "right")]
+    overall = {
+        (names, choose): [
+            sum(rows[at][choose] / rows[at]["draws"] for rows in own) / len(own) for at in range(len(names))
+        ]
+        for names, own in alike.items()
+        for choose, _ in ways
+    }
 
-    paired = all(record.get("again") is not None for record in faced)
-    return Worst(
-        share=(scored("right", "again") + scored("again", "right")) / 2 if paired else scored("right", "right"),
-        standing=not any(broken(record) for record in faced),
-        every_draw=all(withstands_every_draw(record) for record in faced),
-    )
+    def scored(rows: list[dict[str, Any]], choose: str, score: str) -> float:
+        general = overall[_attacks(rows), choose]
+        chosen = min(range(len(rows)), key=lambda at: rows[at][choose] / rows[at]["draws"] + general[at])
+        return float(rows[chosen][score] / rows[chosen]["draws"])
+
+    return {
+        number: Worst(
+            share=sum(scored(rows, *way) for way in ways) / len(ways),
+            standing=not any(broken(record) for record in rows),
+            every_draw=all(withstands_every_draw(record) for record in rows),
+        )
+        for number, rows in faced.items()
+    }
+
+
+def _attacks(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(record["attack"] for record in rows)
