@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from robustmim.errors import RecipeError, suggest
 
-Kind = Literal["classifier", "masked-model", "purifier", "attack", "method", "data"]
+Kind = Literal["classifier", "masked-model", "denoiser", "purifier", "attack", "method", "data"]
 
 # Importing these modules runs the @register lines of each kind.
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -27,11 +27,13 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.models.adapters",
     ),
     "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv", "robustmim.models.maskdit"),
+    "denoiser": ("robustmim.models.unet",),
     "purifier": (
         "robustmim.purify.amrm",
         "robustmim.purify.reconstruct",
         "robustmim.purify.diffusion",
         "robustmim.purify.baselines.gaussian_noise",
+        "robustmim.purify.baselines.jpeg",
     ),
     "attack": (
         "robustmim.attacks.pgd",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustmim.errors import RecipeError, suggest
 
-WHAT = ("zoo", "recipes", "classifiers", "masked-models", "purifiers", "attacks", "methods", "data")
+WHAT = ("zoo", "recipes", "classifiers", "masked-models", "denoisers", "purifiers", "attacks", "methods", "data")
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +38,7 @@ def _entries(what: str) -> list[tuple[str, str]]:
     kinds: dict[str, Kind] = {
         "classifiers": "classifier",
         "masked-models": "masked-model",
+        "denoisers": "denoiser",
         "purifiers": "purifier",
         "attacks": "attack",
         "methods": "method",

@@ -54,15 +54,15 @@ def main(arguments: list[str]) -> int:
 
     from robustmim.cli.console import say
     from robustmim.data.images import write_image
-    from robustmim.models.masked_denoiser import MaskedDiffusion
+    from robustmim.models.edm import ImageDenoiser
     from robustmim.models.sampling import sample
     from robustmim.models.zoo import load_model
     from robustmim.rng import keys
     from robustmim.train.distributed import choose_device
 
     device = choose_device(options.device)
-    model = load_model(name, kind="masked-model", device=device)
-    if not isinstance(model, MaskedDiffusion):
+    model = load_model(name, device=device)
+    if not isinstance(model, ImageDenoiser):
         raise CheckpointError(f"{name} is no diffusion model: it draws no images")
     labels = None
     if options.label is not None:

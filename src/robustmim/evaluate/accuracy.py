@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from robustmim.config import DenoisingConfig
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.descent import projected_descent
 from robustmim.geometry import Ball
+from robustmim.models.edm import Denoiser, log_normal_levels, to_signed, weighted_error
 from robustmim.models.masked import MaskedModel, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.rng import keys
@@ -68,4 +70,28 @@ def masked_loss(
         drawn = keys(seed, "validation", batch.ids)
         mask = random_mask(drawn, grid, ratio)
         total += float(with_draws(model, drawn).reconstruct(batch.images, mask).loss.sum())
+    return total / len(source)
+
+
+@torch.no_grad()
+def denoising_loss(
+    model: Denoiser,
+    source: Source,
+    *,
+    config: DenoisingConfig,
+    seed: int,
+    device: torch.device,
+    batch_size: int = 128,
+) -> float:
+    """Return the mean weighted denoising error, with levels and noise fixed by (seed, sample id); no class is told."""
+    total = 0.0
+    for batch in in_order(source, batch_size, device):
+        drawn = keys(seed, "validation", batch.ids)
+        error = weighted_error(
+            model,
+            to_signed(batch.images),
+            sigma=log_normal_levels(drawn.fold("level"), config.log_mean, config.log_deviation),
+            noise=drawn.fold("noise").normal(*batch.images.shape[1:]),
+        )
+        total += float(error.sum())
     return total / len(source)

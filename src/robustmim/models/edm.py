@@ -35,6 +35,17 @@ class Denoiser(Protocol):
         """Return E[x | x + σ n = noised] as the network knows it; None for no label."""
 
 
+@runtime_checkable
+class ImageDenoiser(Denoiser, Protocol):
+    """A denoiser that knows the size of the images it was trained on, and so can draw some.
+
+    Attributes:
+        image_size: their height and width in pixels.
+    """
+
+    image_size: int
+
+
 def to_signed(x: Images) -> Signed:
     """Map [0, 1] to [-1, 1]."""
     return 2 * x - 1
@@ -71,6 +82,22 @@ def precondition(sigma: PerSample) -> Preconditioning:
         noise=sigma.log() / 4,
         weight=total / (sigma * SIGMA_DATA).square(),
     )
+
+
+def weighted_error(
+    denoiser: Denoiser, clean: Signed, *, sigma: PerSample, noise: Signed, labels: Labels | None = None
+) -> PerSample:
+    """Return λ(σ) · mean squared error of the estimate, `[B]` (EDM, Eq. 2 and 8).
+
+    Args:
+        denoiser: the network.
+        clean: images in [-1, 1].
+        sigma: noise level of each sample, above 0.
+        noise: standard normal.
+        labels: classes, where the model knows any.
+    """
+    estimate = denoiser.denoise(clean + per_pixel(sigma) * noise, sigma, labels=labels)
+    return precondition(sigma).weight * (estimate - clean).square().mean((1, 2, 3))
 
 
 def log_normal_levels(keys: Keys, mean: float, deviation: float) -> PerSample:

@@ -11,14 +11,12 @@ code gives hidden patches the skip of the visible ones.)
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustmim.errors import InputError, RecipeError
+from robustmim.models.condition import Condition
 from robustmim.models.edm import SIGMA_DATA, precondition
 from robustmim.models.mae import Target
 from robustmim.models.masked import MaskedModel, Reconstruction
@@ -37,12 +35,6 @@ from robustmim.models.vit import (
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images, Labels, Mask, PerSample, Signed, Tokens
-
-_ROWS = 4
-"""Rows in which a sample's condition is written down, all alike. Matrix products of fewer rows add up in another order, and a
-sample's result would depend on the size of its batch."""
-_FREQUENCIES = 64
-_HIGHEST_FREQUENCY = 32.0  # radians per unit of ln(σ) / 4, which spans about three units
 
 
 class ConditionedBlock(nn.Module):
@@ -64,30 +56,6 @@ class ConditionedBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, :1].chunk(6, dim=-1)
         tokens = tokens + gate1 * self.attn(self.norm1(tokens) * (1 + scale1) + shift1)
         return tokens + gate2 * self.mlp(self.norm2(tokens) * (1 + scale2) + shift2)
-
-
-class Condition(nn.Module):
-    """Noise level and class as one vector."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        frequencies = torch.logspace(0, math.log10(_HIGHEST_FREQUENCY), _FREQUENCIES)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.fc1 = nn.Linear(2 * _FREQUENCIES, width)
-        self.fc2 = nn.Linear(width, width)
-        # One row more than there are classes: no class.
-        self.label = nn.Embedding(classes + 1, width) if classes else None
-
-    def forward(self, noise: PerSample, labels: Labels | None) -> Tokens:
-        """Embed c_noise and, for a network with classes, a class or none, in `_ROWS` equal rows for each sample."""
-        angle = (noise[:, None] * self.frequencies)[:, None].expand(-1, _ROWS, -1)
-        vector = self.fc2(F.silu(self.fc1(torch.cat([angle.cos(), angle.sin()], dim=-1))))
-        if self.label is not None:
-            none = torch.full((len(noise),), self.label.num_embeddings - 1, device=noise.device)
-            vector = vector + self.label(none if labels is None else labels)[:, None]
-        return F.silu(vector)
 
 
 @register("masked-model", "maskdit")

@@ -15,11 +15,12 @@ from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.information.estimators import estimator
+from robustmim.models.edm import Denoiser
 from robustmim.models.masked import Counted, EncoderModel, MaskedModel
 from robustmim.models.masked_denoiser import MaskedDiffusion
 from robustmim.models.masking import enlarge, random_mask
 from robustmim.rng import Keys
-from robustmim.train.denoising import MaskedDenoising
+from robustmim.train.denoising import Denoising, MaskedDenoising
 from robustmim.train.distributed import gathered
 from robustmim.train.masked_attack import attack_reconstruction, reconstruction
 from robustmim.train.objectives import Objective
@@ -187,10 +188,14 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         RecipeError: settings that exclude each other, or that the model cannot serve.
     """
     attack, free, information = recipe.attack, recipe.free, recipe.information
-    if isinstance(model, MaskedDiffusion):
+    if isinstance(model, Denoiser):
         if attack is not None or free is not None or recipe.input_noise:
             raise RecipeError(f"{recipe.model.name} is trained to denoise: leave attack, free and input_noise out")
-        return MaskedDenoising(recipe.mask_ratios, recipe.denoising)
+        if isinstance(model, MaskedDiffusion):
+            return MaskedDenoising(recipe.mask_ratios, recipe.denoising)
+        if any(recipe.mask_ratios):
+            raise RecipeError(f"{recipe.model.name} has no masks: set mask_ratios to [0]")
+        return Denoising(recipe.denoising)
     if attack is not None and free is not None:
         raise RecipeError("`attack` and `free` exclude each other: choose the attack, or the free variant of it")
     if recipe.input_noise and (attack is not None or free is not None):
