@@ -69,8 +69,8 @@ def smooth_sign(config: GradientConfig, progress: float = 0.0) -> Callable[[Imag
     return smooth
 
 
-def _straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
-    # The value of the one with the derivative of the other.
+def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """Return the value of the one with the derivative of the other."""
     return value.detach() + (surrogate - surrogate.detach())
 
 
@@ -118,11 +118,11 @@ class Unrolled:
             return smooth
         if not pulling:
             return self.ball.steepest
-        return lambda v: _straight_through(v.sign(), smooth(v))
+        return lambda v: straight_through(v.sign(), smooth(v))
 
     def _project(self, point: Images, center: Images) -> Images:
         inside = self.ball.project(point, center)
-        return inside if self.gradient.clip == "exact" else _straight_through(inside, point)
+        return inside if self.gradient.clip == "exact" else straight_through(inside, point)
 
     def _start(self, x: Images) -> Images:
         return x if self.noise is None else self._project(x + self.noise, x)
