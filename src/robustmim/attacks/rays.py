@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustmim.attacks.objectives import margin
@@ -117,11 +117,11 @@ class RayS:
         x: Images,
         y: Labels,
         left: Tensor,
-        signs: Images,
+        signs: Float[Tensor, "left channels height width"],
         radius: PerSample,
         spent: Tensor,
         query: int,
-    ) -> PerSample:
+    ) -> Float[Tensor, " left"]:
         """Return where each ray crosses the boundary; infinite if it does not before the best radius (Algorithm 2)."""
         progress = self._progress((query - 1) // _ASKED)
 
