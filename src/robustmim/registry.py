@@ -34,6 +34,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.purify.diffusion",
         "robustmim.purify.baselines.gaussian_noise",
         "robustmim.purify.baselines.jpeg",
+        "robustmim.purify.baselines.total_variation",
+        "robustmim.purify.baselines.median",
     ),
     "attack": (
         "robustmim.attacks.pgd",
