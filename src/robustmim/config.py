@@ -452,7 +452,8 @@ class ReconstructionConfig:
     """Weight of the prediction in the result, 0 to 1; the rest is the input."""
 
 
-Solver = Literal["euler", "heun", "ancestral", "sde"]
+Solver = Literal["euler", "heun", "ancestral", "sde", "vp-sde"]
+Spacing = Literal["edm", "vp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,13 +461,16 @@ class DiffusionConfig:
     """A purifier that adds noise and takes it away again (DiffPure, Nie et al. 2022), with EDM's noise levels."""
 
     sigma: float = 0.34
-    """Noise that is added: the deviation on images in [-1, 1]. DiffPure's t* = 0.1 is 0.34, its 0.075 is 0.25."""
+    """Noise that is added: the deviation on images in [-1, 1]. DiffPure's t* = 0.1 is 0.340, its 0.075 is 0.256."""
     steps: int = 20
     """Reverse steps."""
     final_sigma: float = 0.002
     """Last level above zero."""
     solver: Solver = "ancestral"
-    """Reverse process: DDPM's ancestral steps, the reverse SDE, or the probability flow by Euler's (DDIM) or Heun's method."""
+    """Reverse process: DDPM's ancestral steps, the reverse SDE, or the probability flow by Euler's (DDIM) or Heun's method;
+    vp-sde: DiffPure's, by Euler and Maruyama in its own variables."""
+    spacing: Spacing = "edm"
+    """Levels in between: along EDM's curve, or at evenly spaced times of the variance-preserving diffusion (DiffPure, DDPM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -486,7 +490,7 @@ class PurifyRecipe:
     """A purifier: a masked model and how it is descended, or one of those that this is compared with."""
 
     masked_model: str = ""
-    """Zoo name or folder of the masked model; only a baseline goes without."""
+    """Zoo name or folder of the masked model, or, with `diffusion`, of any denoiser; only a baseline goes without."""
     amrm: AMRMConfig = AMRMConfig()
     reconstruction: ReconstructionConfig | None = None
     """Predict once instead of descending; `amrm` is then not used."""
@@ -647,6 +651,8 @@ class RobustifyRecipe:
     run: RunConfig = RunConfig()
     amrm: AMRMConfig = AMRMConfig()
     """The purification that the model is trained for."""
+    reconstruction: ReconstructionConfig | None = None
+    """Train it for a purification of one pass instead; `amrm` is then not used, and its gradient is exact in any mode."""
     denoiser: DenoiserConfig = DenoiserConfig()
     """Noise, loss and target of a MaskDiT's descent."""
     gradient: GradientConfig = GradientConfig(mode="tanh", product="central-difference")

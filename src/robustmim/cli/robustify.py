@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.train.distributed import world
     from robustmim.train.robustify import Robustification, merge_low_rank
 
-    if recipe.gradient.mode in ("identity", "exact"):
+    if recipe.reconstruction is None and recipe.gradient.mode in ("identity", "exact"):
         raise RecipeError(
             f"through gradient mode {recipe.gradient.mode} no weight of the masked model has a gradient; "
             "set gradient.mode to tanh, rational, straight-through or normalised"

@@ -5,12 +5,15 @@
 As printed Eq. 7 leaves out P_θ, and with the sign of Algorithm 1 its gradient in θ is zero (docs/paper-versus-code, A16, A17).
 Here the classifier sees the purified image, and a smooth function's derivative stands for the sign's. The steps are walked
 backwards (`robustmim.adjoint`), so that memory does not grow with their number.
+
+A purification in one pass (`MaskedReconstruction`) is trained in the same way, ours: it has no sign and its gradient is exact,
+so that the attack of training is as strong as the one that judges it.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,7 @@ from robustmim.models.masked import MaskedModel, freeze, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.defended import Defended
+from robustmim.purify.reconstruct import MaskedReconstruction
 from robustmim.purify.traits import Purifier
 from robustmim.rng import Keys
 from robustmim.rng import keys as keys_of
@@ -83,6 +87,12 @@ def merge_low_rank(model: nn.Module) -> None:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
+def _purifier(model: MaskedModel, recipe: RobustifyRecipe) -> AMRMPure | MaskedReconstruction:
+    if recipe.reconstruction is not None:
+        return MaskedReconstruction(model, recipe.reconstruction)
+    return AMRMPure(model, recipe.amrm)
+
+
 class Robustification:
     """RAMRM's loss: of the classifier on purified images, and of reconstruction on clean ones as an anchor.
 
@@ -95,10 +105,8 @@ class Robustification:
     def __init__(self, model: MaskedModel, classifier: nn.Module, recipe: RobustifyRecipe) -> None:
         module = cast(nn.Module, model)
         self.classifier, self.recipe = freeze(classifier), recipe
-        at_start = (
-            AMRMPure(cast(MaskedModel, copy.deepcopy(module)), recipe.amrm) if recipe.examples == "static" else None
-        )
-        self.purifier = AMRMPure(model, recipe.amrm)
+        at_start = _purifier(cast(MaskedModel, copy.deepcopy(module)), recipe) if recipe.examples == "static" else None
+        self.purifier = _purifier(model, recipe)
         self.parameters = choose_weights(module, recipe)
         self._attacked: Purifier | None = {"gray-box": None, "static": at_start, "online": self.purifier}[
             recipe.examples
@@ -127,7 +135,7 @@ class Robustification:
         ).last
 
     def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
-        """Return the loss of a batch with its parts: "classification", "reconstruction", and how much of the ball is used.
+        """Return the loss of a batch with its parts: "classification", "reconstruction", and the share of the ball used.
 
         What is attacked once and for all (static, gray-box) draws from the sample alone: the same noise in every epoch.
         """
@@ -139,24 +147,24 @@ class Robustification:
         if not clean.all():
             drawn = keys if recipe.examples == "online" else keys_of(recipe.run.seed, "static", batch.ids)
             attacked[~clean] = self.adversarial(x[~clean], y[~clean], drawn[~clean])
-        purified = self.purifier.differentiable(
-            attacked,
-            keys=keys.fold("purify"),
-            gradient=recipe.gradient,
-            parameters=self.parameters,
-        )
+        drawn = keys.fold("purify")
+        found: dict[str, Tensor] = {}
+        if isinstance(self.purifier, AMRMPure):
+            purified = self.purifier.differentiable(
+                attacked, keys=drawn, gradient=recipe.gradient, parameters=self.parameters
+            )
+            moved = (purified.detach() - attacked.detach()).abs().flatten(1)
+            # Where the ball clips, its exact derivative is zero and nothing is learnt.
+            found["saturated"] = (moved > recipe.amrm.radius * (1 - 1e-4)).float().mean()
+        else:
+            purified = self.purifier.differentiable(attacked, keys=drawn, gradient=recipe.gradient)
         logits = self.classifier(purified)
         classification = F.cross_entropy(logits, y)
-        moved = (purified.detach() - attacked.detach()).abs().flatten(1)
-        found: dict[str, Any] = {
-            "classification": classification.detach(),
-            "accuracy": (logits.argmax(1) == y).float().mean(),
-            # Where the ball clips, its exact derivative is zero and nothing is learnt.
-            "saturated": (moved > recipe.amrm.radius * (1 - 1e-4)).float().mean(),
-        }
+        found["classification"] = classification.detach()
+        found["accuracy"] = (logits.argmax(1) == y).float().mean()
         loss = classification
         if recipe.anchor:
-            mask = random_mask(keys.fold("anchor"), self.purifier.model.grid(*x.shape[-2:]), recipe.amrm.mask_ratio)
+            mask = random_mask(keys.fold("anchor"), self.purifier.model.grid(*x.shape[-2:]), self.purifier.mask_ratio)
             reconstruction = (
                 with_draws(self.purifier.model, keys.fold("anchor")).reconstruct(x.detach(), mask).loss.mean()
             )
