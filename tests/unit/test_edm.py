@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import quad
 
 from robustmim.config import DenoisingConfig, DiffusionConfig, GradientConfig
 from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
 from robustmim.models.edm import log_normal_levels, noise_grid, precondition, to_signed, to_unit
 from robustmim.models.sampling import denoising_step, sample, walk_down
+from robustmim.models.variance_preserving import level_at_time, time_of_level
 from robustmim.purify.diffusion import DiffusionPurifier
 from robustmim.rng import keys
 from robustmim.train.denoising import MaskedDenoising
@@ -105,7 +107,9 @@ def test_the_probability_flow_ends_where_it_must_and_at_the_order_of_its_solver(
     assert 3.5 < error("heun", 65) / error("heun", 129) < 4.5
 
 
-@pytest.mark.parametrize(("solver", "steps"), [("euler", 200), ("heun", 60), ("ancestral", 200), ("sde", 400)])
+@pytest.mark.parametrize(
+    ("solver", "steps"), [("euler", 200), ("heun", 60), ("ancestral", 200), ("sde", 400), ("vp-sde", 400)]
+)
 def test_samples_of_a_gaussian_have_its_mean_and_deviation(solver, steps):
     drawn = sample(
         GaussianDenoiser(), keys(0, "sample", torch.arange(600)), (3, 4, 4), steps=steps, solver=solver, highest=20.0
@@ -132,6 +136,36 @@ def test_ancestral_steps_are_those_of_ddpm():
     variance = beta * (1 - after) / (1 - before)
     z = drawn.normal(3, 4, 4).double()
     torch.testing.assert_close(math.sqrt(after) * reached, mean + math.sqrt(variance) * z)
+
+
+@pytest.mark.parametrize("time", [1e-5, 0.01, 0.075, 0.1, 0.5, 1.0])
+def test_times_of_the_variance_preserving_diffusion_are_integrals_of_its_rate(time):
+    total, _ = quad(lambda t: 0.1 + 19.9 * t, 0, time)
+    assert level_at_time(time) == pytest.approx(math.sqrt(math.exp(total) - 1), rel=1e-9)
+    assert time_of_level(level_at_time(time)) == pytest.approx(time, rel=1e-9)
+
+
+def test_ddpms_thousand_steps_are_times_of_the_same_diffusion():
+    kept = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).neg().log1p().cumsum(0).exp()
+    for step in (20, 75, 100, 500):
+        discrete = ((1 - kept[step - 1]) / kept[step - 1]).sqrt().item()
+        assert level_at_time(step / 1000) == pytest.approx(discrete, rel=0.02)
+
+
+def test_steps_of_the_variance_preserving_sde_are_those_of_diffpure():
+    """Nie et al. 2022, Eq. 5, in its own variables: drift −β (x + 2 score) / 2, backwards, from t = 0.1."""
+    model, drawn = GaussianDenoiser().double(), keys(0, "sample", torch.arange(3))
+    x = drawn.fold("x").normal(3, 4, 4).double()
+    levels = noise_grid(100, level_at_time(0.1), level_at_time(1e-5), spacing="vp")
+    assert time_of_level(levels[0]) - time_of_level(levels[1]) == pytest.approx(1e-3, rel=0.02)
+    reached, _ = denoising_step(model.denoise, x, levels[0], levels[1], solver="vp-sde", keys=drawn)
+    first, second = (math.exp(-(0.1 * t + 9.95 * t * t)) for t in (0.1, time_of_level(levels[1])))  # ᾱ
+    scaled, span, beta = math.sqrt(first) * x, 0.1 - time_of_level(levels[1]), 0.1 + 19.9 * 0.1
+    # The data are N(m, s²); x_t is N(√ᾱ m, ᾱ s² + 1 − ᾱ).
+    score = (math.sqrt(first) * MEAN - scaled) / (first * DEVIATION**2 + 1 - first)
+    drift = -0.5 * beta * (scaled + 2 * score)
+    found = scaled - drift * span + math.sqrt(beta * span) * drawn.normal(3, 4, 4).double()
+    torch.testing.assert_close(reached, found / math.sqrt(second))
 
 
 def test_the_denoising_loss_is_least_at_the_best_denoiser_and_as_large_as_it_must_be():
@@ -184,7 +218,7 @@ def test_purification_by_diffusion_is_the_flow_of_the_noised_image():
     torch.testing.assert_close(purified, to_unit(exact), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "ancestral", "sde"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "ancestral", "sde", "vp-sde"])
 def test_purification_by_diffusion_is_each_samples_own_and_tells_its_steps(solver):
     x, drawn = gaussian_images(5).clamp(0, 1), keys(0, "purify", torch.arange(5))
     purifier = DiffusionPurifier(GaussianDenoiser(), DiffusionConfig(steps=4, solver=solver))
@@ -199,7 +233,7 @@ def test_purification_by_diffusion_is_each_samples_own_and_tells_its_steps(solve
     assert not purifier.traits.optimises_at_test_time
 
 
-@pytest.mark.parametrize("solver", ["heun", "ancestral", "sde"])
+@pytest.mark.parametrize("solver", ["heun", "ancestral", "sde", "vp-sde"])
 def test_gradients_through_diffusion_are_exact(solver):
     x = gaussian_images(2).clamp(0.2, 0.8).double()
     drawn = keys(0, "purify", torch.arange(2))

@@ -13,7 +13,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from robustmim.config import Spacing
 from robustmim.errors import RecipeError
+from robustmim.models.variance_preserving import level_at_time, time_of_level
 from robustmim.rng import Keys
 from robustmim.types import Images, Labels, PerSample, Signed
 
@@ -111,8 +113,13 @@ def level_at(progress: float, highest: float, lowest: float) -> float:
     return (high + progress * (low - high)) ** RHO
 
 
-def noise_grid(steps: int, highest: float, lowest: float) -> list[float]:
+def noise_grid(steps: int, highest: float, lowest: float, *, spacing: Spacing = "edm") -> list[float]:
     """Return `steps` noise levels from `highest` down to `lowest`, then 0.
+
+    Args:
+        steps: number of levels.
+        highest, lowest: the first and the last of them.
+        spacing: along EDM's curve, or at evenly spaced times of the variance-preserving diffusion.
 
     Raises:
         RecipeError: no step, or levels that do not fall.
@@ -123,7 +130,11 @@ def noise_grid(steps: int, highest: float, lowest: float) -> list[float]:
         raise RecipeError(
             f"noise levels fall from the highest to the lowest, above 0, but here from {highest} to {lowest}"
         )
-    return [level_at(step / max(1, steps - 1), highest, lowest) for step in range(steps)] + [0.0]
+    progress = [step / max(1, steps - 1) for step in range(steps)]
+    if spacing == "vp":
+        first, last = time_of_level(highest), time_of_level(lowest)
+        return [level_at_time(first + way * (last - first)) for way in progress] + [0.0]
+    return [level_at(way, highest, lowest) for way in progress] + [0.0]
 
 
 def per_pixel(values: PerSample) -> Tensor:

@@ -7,6 +7,8 @@ level is s.
     heun        the same, with the mean of the slopes at both ends      (EDM, Algorithm 1)
     ancestral   x ← D + (s² / σ²) (x − D) + s √(1 − s² / σ²) z          DDPM's posterior (Ho et al. 2020, Eq. 6 and 7)
     sde         x ← x + (1 − s² / σ²) (D − x) + √(σ² − s²) z            the reverse SDE, discretised (Song et al. 2021, Eq. 46)
+    vp-sde      in the variables √ᾱ x, over the time Δt between the levels: x ← x + β Δt (x / 2 + score) + √(β Δt) z
+                                                                        by Euler and Maruyama (DiffPure, Nie et al. 2022, Eq. 5)
 
 The last step goes to s = 0 and yields D.
 """
@@ -21,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robustmim.config import Solver
 from robustmim.models.edm import Denoiser, noise_grid, to_unit
+from robustmim.models.variance_preserving import variance_preserving_step
 from robustmim.rng import Keys
 from robustmim.types import Images, Labels, PerSample, Signed
 
@@ -44,6 +47,8 @@ def denoising_step(
         return reached, estimate
     left = (following / level) ** 2
     z = keys.normal(*x.shape[1:]).to(x)
+    if solver == "vp-sde":
+        return variance_preserving_step(x, estimate, level, following, z), estimate
     if solver == "ancestral":
         return estimate + left * (x - estimate) + following * (1 - left) ** 0.5 * z, estimate
     return x + (1 - left) * (estimate - x) + level * (1 - left) ** 0.5 * z, estimate

@@ -38,7 +38,7 @@ class DiffusionPurifier:
     """
 
     def __init__(self, model: Denoiser, config: DiffusionConfig) -> None:
-        noise_grid(config.steps, config.sigma, config.final_sigma)
+        noise_grid(config.steps, config.sigma, config.final_sigma, spacing=config.spacing)
         if isinstance(model, nn.Module):
             freeze(model)
         self.model, self.config = model, config
@@ -108,7 +108,7 @@ class DiffusionPurifier:
         reached = walk_down(
             self.model.denoise,
             to_signed(x) + config.sigma * noise,
-            noise_grid(steps, config.sigma, config.final_sigma),
+            noise_grid(steps, config.sigma, config.final_sigma, spacing=config.spacing),
             solver=config.solver,
             keys=keys,
             callback=callback,

@@ -50,11 +50,12 @@ def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -
         return make_baseline(recipe.baseline, device=device)
     if not recipe.masked_model:
         raise RecipeError("a purifier needs a masked model: set masked_model to a name of the zoo or to a run's folder")
-    model = load_model(recipe.masked_model, kind="masked-model", device=device)
     if recipe.diffusion is not None:
-        if not isinstance(model, Denoiser):
+        denoiser = load_model(recipe.masked_model, device=device)
+        if not isinstance(denoiser, Denoiser):
             raise CheckpointError(f"{recipe.masked_model} is no diffusion model: it cannot take noise away")
-        return DiffusionPurifier(model, recipe.diffusion)
+        return DiffusionPurifier(denoiser, recipe.diffusion)
+    model = load_model(recipe.masked_model, kind="masked-model", device=device)
     if isinstance(model, MaskedDiffusion):
         model = MaskedDenoiser(model, recipe.denoiser)
     if not isinstance(model, MaskedModel):
@@ -85,7 +86,9 @@ def describe(recipe: PurifyRecipe) -> str:
         return f"masked reconstruction, {recipe.masked_model}, mask {single.mask_ratio:g}, blend {single.blend:g}"
     if recipe.diffusion is not None:
         diffusion = recipe.diffusion
-        return f"diffusion, {recipe.masked_model}, σ {diffusion.sigma:g}, {diffusion.steps} steps, solver {diffusion.solver}"
+        spacing = "" if diffusion.spacing == "edm" else f", spacing {diffusion.spacing}"
+        level = f"σ {diffusion.sigma:g}, {diffusion.steps} steps"
+        return f"diffusion, {recipe.masked_model}, {level}, solver {diffusion.solver}{spacing}"
     config: AMRMConfig = recipe.amrm
     parts = [
         f"AMRM-Pure, {recipe.masked_model}",
