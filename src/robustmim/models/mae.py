@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustmim.errors import InputError
 from robustmim.models.masked import Counted, Reconstruction, Units
-from robustmim.models.masking import check_mask, enlarge, split_ids
+from robustmim.models.masking import check_mask, enlarge, split_ids, take
 from robustmim.models.normalise import CIFAR10, Normalise, Statistics
 from robustmim.models.record import AttentionRecorder
 from robustmim.models.vit import Block, PatchEmbed, grid_of, initialise, patchify, sine_cosine_positions, unpatchify
@@ -24,10 +24,6 @@ from robustmim.registry import register
 from robustmim.types import Images, Mask, Tokens
 
 Target = Literal["pixels", "normalised"]
-
-
-def _gather(tokens: Tensor, ids: Tensor) -> Tensor:
-    return tokens.expand(len(ids), -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 @register("masked-model", "mae")
@@ -100,7 +96,7 @@ class MaskedAutoencoder(nn.Module):
 
         Both are `[B, 1 + visible, width]`, class token first.
         """
-        tokens = self.patch_embed(_gather(patches, visible)) + _gather(self.pos_embed[:, 1:], visible)
+        tokens = self.patch_embed(take(patches, visible)) + take(self.pos_embed[:, 1:], visible)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], dim=1)
         kept = tokens
@@ -139,8 +135,8 @@ class MaskedAutoencoder(nn.Module):
         """Predict the hidden patches from the encoding of the visible ones; `every` adds the visible ones, in front."""
         position = self.decoder_pos_embed
         seen = self.decoder_embed(encoded)
-        seen = seen + torch.cat([position[:, :1].expand(len(seen), -1, -1), _gather(position[:, 1:], visible)], dim=1)
-        tokens = torch.cat([seen, self.mask_token + _gather(position[:, 1:], hidden)], dim=1)
+        seen = seen + torch.cat([position[:, :1].expand(len(seen), -1, -1), take(position[:, 1:], visible)], dim=1)
+        tokens = torch.cat([seen, self.mask_token + take(position[:, 1:], hidden)], dim=1)
         # What the last block makes of tokens that nobody asks for is not computed.
         first = 1 if every else seen.shape[1]
         for block in self.decoder_blocks[:-1]:
@@ -172,7 +168,7 @@ class MaskedAutoencoder(nn.Module):
             predicted = self.decode(encoded, visible, hidden, every=loss_over == "all")
 
         goal = patches if target is None else patchify(self.normalise(target), self.patch_size)
-        goal = _gather(goal, hidden if loss_over == "hidden" else torch.cat([visible, hidden], dim=1))
+        goal = take(goal, hidden if loss_over == "hidden" else torch.cat([visible, hidden], dim=1))
         mean, deviation = torch.zeros((), device=x.device), torch.ones((), device=x.device)
         if self.target == "normalised":
             mean = goal.mean(-1, keepdim=True)
