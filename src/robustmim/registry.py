@@ -26,7 +26,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.models.efficientnet_lite",
         "robustmim.models.adapters",
     ),
-    "masked-model": ("robustmim.models.mae", "robustmim.models.masked_conv", "robustmim.models.maskdit"),
+    "masked-model": (
+        "robustmim.models.mae",
+        "robustmim.models.masked_conv",
+        "robustmim.models.maskdit",
+        "robustmim.models.context_encoder",
+    ),
     "denoiser": ("robustmim.models.unet",),
     "purifier": (
         "robustmim.purify.amrm",

@@ -15,7 +15,7 @@ from robustmim.purify.defended import Defended
 from robustmim.purify.trace import Trace
 from robustmim.radius import Radius
 from robustmim.rng import content_ids, keys
-from tests.unit.test_masked_models import tiny_conv, tiny_mae
+from tests.unit.test_masked_models import tiny_context, tiny_conv, tiny_mae
 
 x = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 KEYS = keys(0, "test", torch.arange(5))
@@ -26,9 +26,9 @@ def variants(**changes) -> AMRMConfig:
     return dataclasses.replace(FEW, **changes)
 
 
-@pytest.fixture(params=["mae", "conv"])
+@pytest.fixture(params=["mae", "conv", "context"])
 def model(request):
-    return {"mae": tiny_mae, "conv": tiny_conv}[request.param]()
+    return {"mae": tiny_mae, "conv": tiny_conv, "context": tiny_context}[request.param]()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Both masked models keep the one protocol: what they see, what they score, and how gradients flow."""
+"""All masked models keep the one protocol: what they see, what they score, and how gradients flow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robustmim.errors import InputError
+from robustmim.models.context_encoder import ContextEncoder
 from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.masked import MaskedModel, freeze, parameter_count
 from robustmim.models.masked_conv import MaskedConvolution
@@ -38,11 +39,18 @@ def tiny_conv(patch_size: int = 1) -> MaskedConvolution:
     return model.eval()
 
 
+def tiny_context(patch_size: int = 4) -> ContextEncoder:
+    torch.manual_seed(0)
+    return ContextEncoder(image_size=16, patch_size=patch_size, widths=(8, 16)).eval()
+
+
 MODELS = {
     "mae": tiny_mae,
     "mae-normalised": lambda: tiny_mae(target="normalised"),
     "conv-1": tiny_conv,
     "conv-2": lambda: tiny_conv(2),
+    "context": tiny_context,
+    "context-regions": lambda: tiny_context(8),
 }
 x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -83,7 +91,7 @@ def test_visible_pixels_do_not_count_in_the_loss(model):
 
 
 def test_loss_is_the_mean_squared_error_of_the_pixels_it_draws():
-    for model in (tiny_conv(), tiny_conv(2)):
+    for model in (tiny_conv(), tiny_conv(2), tiny_context()):
         mask = random_mask(KEYS, model.grid(16, 16), 0.3)
         hidden = enlarge(mask, model.patch_size).expand_as(x)
         predicted = model.predict(x, hidden[:, :1])
@@ -152,9 +160,23 @@ def test_a_constant_image_is_predicted_by_the_filling_alone():
     assert model.reconstruct(image, mask).loss.item() < 1e-5
 
 
+def test_every_pixel_a_context_encoder_sees_can_reach_every_one_it_predicts():
+    """Its narrow middle connects all places: that is what tells it from a plain convolution."""
+    model = tiny_context()
+    point = x[:1].clone().requires_grad_()
+    nothing_hidden = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    for row, column in ((0, 0), (8, 3), (15, 15)):
+        (gradient,) = torch.autograd.grad(model.predict(point, nothing_hidden)[0, :, row, column].sum(), point)
+        assert gradient.ne(0).all()
+
+
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="16 × 16"):
         tiny_mae().grid(32, 32)
+    with pytest.raises(InputError, match="16 × 16"):
+        tiny_context().grid(32, 32)
+    with pytest.raises(InputError, match="halved 3 times"):
+        ContextEncoder(image_size=20, widths=(8, 8, 8))
     with pytest.raises(InputError, match="patches of 2"):
         tiny_conv(2).grid(15, 16)
     with pytest.raises(InputError, match="patches of 3"):
