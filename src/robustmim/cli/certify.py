@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import sys
 import time
@@ -42,11 +41,12 @@ def main(arguments: list[str]) -> int:
     from robustmim.cli.training import open_source
     from robustmim.evaluate.accuracy import in_order
     from robustmim.evaluate.certify import Smoothed, base_classifier, conclude, record_of
+    from robustmim.evaluate.journal import Journal, read_journal
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
-    from robustmim.runs import RunFolder, append_line, atomic, environment, read_lines, write_json
-    from robustmim.train.distributed import choose_device
+    from robustmim.runs import RunFolder, environment, write_json
+    from robustmim.train.distributed import choose_device, world
 
     device = choose_device(options.device)
     classifier = open_classifier(options.classifier, options.arch, device=device)
@@ -75,51 +75,60 @@ def main(arguments: list[str]) -> int:
     path = Path(options.out or f"runs/certify-{name}-{defence}")
     asked = {key: getattr(options, key) for key in ("classifier", "arch", "purifier")}
     kept = {"certify": recipe, "purify": purify, **asked}
-    folder = RunFolder(path, recipe=kept, kind="certify", harmless=("certify.batch_size",))
-    # Of an image that was written twice the first line stands; a line that a kill cut short goes, so that the next one is
-    # not glued to it.
-    records: dict[int, dict[str, Any]] = {}
-    for record in read_lines(path / "records.jsonl"):
-        records.setdefault(record["id"], record)
-    with atomic(path / "records.jsonl") as part:
-        part.write_text("".join(json.dumps(record) + "\n" for record in records.values()))
-    spent = dict(folder.timing.get("certify", {"seconds": 0.0, "images": 0}))
-    say(f"{path}: {len(source)} images of {source.name} × {draws} draws, σ {recipe.sigma:g}; {named}")
-    progress = Progress(len(source), unit="images")
-    stop = {"asked": False}
-    before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
-    start = time.monotonic()
-    try:
-        for batch in in_order(source, 1, device):
-            number = int(batch.ids[0])
-            if number in records:
-                continue
-            # An image that has begun is finished, however little time is left: its draws are kept whole or not at all.
-            if time.monotonic() - start > options.max_time:
-                break
-            began = time.perf_counter()
-            certificate = smoothed.certify(batch.images[0], number, stop=lambda: stop["asked"])
-            if certificate is None:
-                break
-            spent = {"seconds": spent["seconds"] + time.perf_counter() - began, "images": spent["images"] + 1}
-            records[number] = record_of(certificate, number=number, label=int(batch.labels[0]))
-            append_line(path / "records.jsonl", records[number])
-            folder.update("running", timing={"certify": spent})
-            right = [r for r in records.values() if r["predicted"] == r["label"]]
-            progress.update(len(records), f"certified and right {len(right) / len(records):.1%}")
-    except BaseException as error:
-        folder.update("failed", error=str(error) or type(error).__name__)
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if len(records) < len(source):
-        folder.update("stopped")
-        say(f"stopped after {len(records)} of {len(source)} images; to go on: robustmim {' '.join(sys.argv[1:])}")
-        return 130
+    with world(options.device) as here:
+        folder = RunFolder(path, recipe=kept, kind="certify", harmless=("certify.batch_size",), leads=here.leads)
+        here.wait()  # nobody writes into a folder that is refused
+        # Of an image that was written twice the first line stands.
+        records: dict[int, dict[str, Any]] = {}
+        for record in read_journal(path):
+            records.setdefault(record["id"], record)
+        journal = Journal(path, here)
+        spent = dict(folder.timing.get("certify", {"seconds": 0.0, "images": 0}))
+        if here.leads:
+            say(f"{path}: {len(source)} images of {source.name} × {draws} draws, σ {recipe.sigma:g}; {named}")
+        mine = source.ids.tolist()[here.rank :: here.size]
+        progress = Progress(len(mine), unit="images")
+        stop = {"asked": False}
+        before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
+        start = time.monotonic()
+        try:
+            for place, batch in enumerate(in_order(source, 1, here.device)):
+                number = int(batch.ids[0])
+                if number in records or place % here.size != here.rank:
+                    continue
+                # An image that has begun is finished, however little time is left: its draws are kept whole or not at all.
+                if time.monotonic() - start > options.max_time:
+                    break
+                began = time.perf_counter()
+                certificate = smoothed.certify(batch.images[0], number, stop=lambda: stop["asked"])
+                if certificate is None:
+                    break
+                spent = {"seconds": spent["seconds"] + time.perf_counter() - began, "images": spent["images"] + 1}
+                records[number] = record_of(certificate, number=number, label=int(batch.labels[0]))
+                journal.append([records[number]])
+                folder.update("running", timing={"certify": spent})
+                if here.leads:
+                    right = [r for r in records.values() if r["predicted"] == r["label"]]
+                    done = sum(number in records for number in mine)
+                    progress.update(done, f"certified and right {len(right) / len(records):.1%}")
+        except BaseException as error:
+            folder.update("failed", error=str(error) or type(error).__name__)
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+        complete = not here.any(not all(number in records for number in mine))
+        if not here.leads:
+            return 0 if complete else 130
+        for record in read_journal(path):
+            records.setdefault(record["id"], record)
+        if not complete:
+            folder.update("stopped")
+            say(f"stopped after {len(records)} of {len(source)} images; to go on: robustmim {' '.join(sys.argv[1:])}")
+            return 130
+        rows = [records[number] for number in source.ids.tolist()]
+        journal.merge(rows)
     title = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
-    content = conclude(
-        list(records.values()), recipe, classifier=title, purifier=describe(purify) if purify else None
-    ) | {
+    content = conclude(rows, recipe, classifier=title, purifier=describe(purify) if purify else None) | {
         "milliseconds_per_image": round(1000 * spent["seconds"] / spent["images"], 2) if spent["images"] else None,
         "environment": environment(),
     }

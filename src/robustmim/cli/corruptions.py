@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import sys
 import time
@@ -85,12 +84,13 @@ def main(arguments: list[str]) -> int:
 
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
+    from robustmim.evaluate.journal import Journal, read_journal
     from robustmim.models.adapters import check_classifier
     from robustmim.models.masked import freeze
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
-    from robustmim.runs import RunFolder, append_line, atomic, read_lines, write_json
-    from robustmim.train.distributed import choose_device
+    from robustmim.runs import RunFolder, write_json
+    from robustmim.train.distributed import choose_device, world
 
     device = choose_device(options.device)
     classifier = freeze(open_classifier(options.classifier, options.arch, device=device))
@@ -114,46 +114,59 @@ def main(arguments: list[str]) -> int:
     path = Path(options.out or f"runs/corruptions-{name}-{defence}")
     asked = {key: getattr(options, key) for key in ("classifier", "arch", "purifier")}
     kept = {"corruptions": recipe, "purify": purify, **asked}
-    folder = RunFolder(path, recipe=kept, kind="corruptions", harmless=("corruptions.batch_size",))
-    records = read_lines(path / "records.jsonl")
-    # A line that a kill cut short goes, so that the next one is not glued to it.
-    with atomic(path / "records.jsonl") as part:
-        part.write_text("".join(json.dumps(record) + "\n" for record in records))
-    done = {(record["corruption"], record["severity"]) for record in records}
-    say(
-        f"{path}: {len(cells)} cells × {len(source)} images of {source.name}; "
-        + (describe(purify) if purify else "bare")
-    )
-    progress = Progress(len(cells), unit="cells")
-    stop = {"asked": False}
-    before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
-    began = time.monotonic()
-    try:
-        for cell in cells:
-            if cell in done:
-                continue
-            # A cell that has begun is finished, however little time is left: it could not be resumed half-way.
-            if stop["asked"] or time.monotonic() - began > options.max_time:
-                break
-            right = measure(cell, batch_size=recipe.batch_size, stop=lambda: stop["asked"])
-            if right is None:
-                break
-            record = {"corruption": cell[0], "severity": cell[1], "images": len(source), "correct": right}
-            append_line(path / "records.jsonl", record)
-            records.append(record)
-            shares = "  ".join(f"{what} {count / len(source):.1%}" for what, count in right.items())
-            progress.update(len(records), f"{cell[0]} {cell[1]}  {shares}")
-    except BaseException as error:
-        folder.update("failed", error=str(error) or type(error).__name__)
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if len(records) < len(cells):
-        folder.update("stopped")
-        say(f"stopped after {len(records)} of {len(cells)} cells; to go on: robustmim {' '.join(sys.argv[1:])}")
-        return 130
-    named = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
-    content = conclude(records, recipe, classifier=named, purifier=describe(purify) if purify else None)
+    with world(options.device) as here:
+        folder = RunFolder(
+            path, recipe=kept, kind="corruptions", harmless=("corruptions.batch_size",), leads=here.leads
+        )
+        here.wait()  # nobody writes into a folder that is refused
+        records = {cell_of(record): record for record in read_journal(path)}
+        journal = Journal(path, here)
+        if here.leads:
+            named = describe(purify) if purify else "bare"
+            say(f"{path}: {len(cells)} cells × {len(source)} images of {source.name}; {named}")
+        mine = cells[here.rank :: here.size]
+        progress = Progress(len(mine), unit="cells")
+        stop = {"asked": False}
+        before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
+        began = time.monotonic()
+        try:
+            for cell in mine:
+                if cell in records:
+                    continue
+                # A cell that has begun is finished, however little time is left: it could not be resumed half-way.
+                if stop["asked"] or time.monotonic() - began > options.max_time:
+                    break
+                right = measure(cell, batch_size=recipe.batch_size, stop=lambda: stop["asked"])
+                if right is None:
+                    break
+                records[cell] = {
+                    "corruption": cell[0],
+                    "severity": cell[1],
+                    "images": len(source),
+                    "correct": right,
+                }
+                journal.append([records[cell]])
+                if here.leads:
+                    shares = "  ".join(f"{what} {count / len(source):.1%}" for what, count in right.items())
+                    done = sum(cell in records for cell in mine)
+                    progress.update(done, f"{cell[0]} {cell[1]}  {shares}")
+        except BaseException as error:
+            folder.update("failed", error=str(error) or type(error).__name__)
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+        complete = not here.any(not all(cell in records for cell in mine))
+        if not here.leads:
+            return 0 if complete else 130
+        records |= {cell_of(record): record for record in read_journal(path)}
+        if not complete:
+            folder.update("stopped")
+            say(f"stopped after {len(records)} of {len(cells)} cells; to go on: robustmim {' '.join(sys.argv[1:])}")
+            return 130
+        rows = [records[cell] for cell in cells]
+        journal.merge(rows)
+    title = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
+    content = conclude(rows, recipe, classifier=title, purifier=describe(purify) if purify else None)
     write_json(path / "claim.json", content)
     folder.update("finished")
     if options.json:
@@ -161,6 +174,11 @@ def main(arguments: list[str]) -> int:
     show(content)
     say(f"claim: {path}/claim.json")
     return 0
+
+
+def cell_of(record: dict[str, Any]) -> tuple[str, int]:
+    """Return the cell that a record is of: a corruption and its severity."""
+    return record["corruption"], record["severity"]
 
 
 def count_right(
@@ -208,7 +226,7 @@ def conclude(
     from robustmim.evaluate.statistics import wilson_interval
     from robustmim.runs import environment
 
-    found = {(record["corruption"], record["severity"]): record for record in records}
+    found = {cell_of(record): record for record in records}
     names, severities = chosen(recipe)
     table, summary = [], {}
     for defence in found[CLEAN]["correct"]:

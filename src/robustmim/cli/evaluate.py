@@ -100,7 +100,7 @@ def measure(
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import Evaluator, cells, read_records, reference_images
+    from robustmim.evaluate.run import Evaluator, cells, dealt, read_records, reference_images
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
@@ -137,9 +137,11 @@ def measure(
             harmless=("evaluate.batch_size",),
             leads=here.leads,
         )
+        here.wait()  # nobody writes into a folder that is refused
         before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
         table = cells(recipe, purified=purify is not None)
-        progress = Progress(len(source) * len(table) // here.size, unit="verdicts")
+        own = dealt(source, recipe.batch_size, here)
+        progress = Progress(len(own) * len(table), unit="verdicts")
         if here.leads:
             named = describe(purify) if purify else "no purifier"
             say(f"{path}: {len(source)} images of {source.name}, {len(recipe.attacks)} attacks; {named}")

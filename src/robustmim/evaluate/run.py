@@ -6,7 +6,6 @@ attack `against: defence` goes through the purifier (white box). Verdicts are ta
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.errors import RecipeError
 from robustmim.evaluate.accuracy import in_order
+from robustmim.evaluate.journal import Journal, read_journal
 from robustmim.evaluate.verdict import Judged, broken, judge
 from robustmim.geometry import Ball
 from robustmim.models.masked import freeze
@@ -34,7 +34,7 @@ from robustmim.purify.traits import Purifier
 from robustmim.radius import Radius, radius_text
 from robustmim.registry import build
 from robustmim.rng import Keys, keys
-from robustmim.runs import RunFolder, append_line, atomic, read_lines
+from robustmim.runs import RunFolder, append_line
 from robustmim.train.distributed import World
 from robustmim.types import Images
 
@@ -114,6 +114,11 @@ def _learns(gradient: GradientConfig) -> bool:
 def reference_images(source: Source, device: torch.device) -> Images:
     """Return what an attacker has of the data: the first 64 images, the same however the work is dealt out."""
     return source.fetch(torch.arange(min(64, len(source)))).to(device).float() / 255
+
+
+def dealt(source: Source, batch_size: int, world: World) -> list[int]:
+    """Return the ids of the samples that are this process's: batches are dealt out in turn."""
+    return [number for i, number in enumerate(source.ids.tolist()) if i // batch_size % world.size == world.rank]
 
 
 class Evaluator:
@@ -375,17 +380,12 @@ class Evaluator:
         """
         began = time.monotonic()
         world = World(0, 1, device) if world is None else world
-        path = folder.path / "records.jsonl"
-        own = path if world.size == 1 else folder.path / f"records.{world.rank}.jsonl"
-        known = read_records(folder.path)
+        known, journal = read_records(folder.path), Journal(folder.path, world)
         if world.leads:
             for what, measured in folder.timing.items():
                 self.seconds[what] += measured["seconds"]
                 self.images[what] += int(measured["images"])
-        if own.exists():
-            _rewrite(own, read_lines(own))
-        size = self.recipe.batch_size
-        mine = {number for i, number in enumerate(source.ids.tolist()) if i // size % world.size == world.rank}
+        mine = set(dealt(source, self.recipe.batch_size, world))
         finished = sum(number in mine for records in known.values() for number in records)
         complete = True
         for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
@@ -398,7 +398,7 @@ class Evaluator:
                 if all(number in records for number in ids)
             }
             for records, cost in self._in_memory(batch, place * self.recipe.batch_size, done):
-                _append(own, [row for row in records if row["id"] not in known.get(cell_of(row), {})])
+                journal.append(row for row in records if row["id"] not in known.get(cell_of(row), {}))
                 if cost is not None and world.leads:
                     append_line(folder.path / "costs.jsonl", cost)
                 finished += len(records)
@@ -412,7 +412,9 @@ class Evaluator:
                 break
         complete = not world.any(not complete)
         if complete and world.leads:
-            self._merge(source, folder.path)
+            known = read_records(folder.path)
+            table = cells(self.recipe, purified=self.purifier is not None)
+            journal.merge(known[cell.key][number] for cell in table for number in source.ids.tolist())
         return complete
 
     def _in_memory(
@@ -434,18 +436,6 @@ class Evaluator:
             known = {key: {i: row for i, row in rows.items() if i in wanted} for key, rows in done.items()}
             yield from self._in_memory(some, start, known)
 
-    def _merge(self, source: Source, folder: Path) -> None:
-        """Write all records in the order of cells and samples: the same file however often the run was cut."""
-        known = read_records(folder)
-        rows = [
-            known[cell.key][number]
-            for cell in cells(self.recipe, purified=self.purifier is not None)
-            for number in source.ids.tolist()
-        ]
-        _rewrite(folder / "records.jsonl", rows)
-        for path in folder.glob("records.*.jsonl"):
-            path.unlink()
-
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -454,21 +444,9 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def read_records(folder: Path) -> dict[tuple[str, str, str], dict[int, dict[str, Any]]]:
     """Read the records of a run, whole or not, of one process or several: by cell, then by id."""
     found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("records*.jsonl")):
-        for record in read_lines(path):
-            found.setdefault(cell_of(record), {})[record["id"]] = record
+    for record in read_journal(folder):
+        found.setdefault(cell_of(record), {})[record["id"]] = record
     return found
-
-
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace the file: drops a line that a kill cut short, so that the next one is not glued to it."""
-    with atomic(path) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def progress_note(records: list[dict[str, Any]]) -> str:

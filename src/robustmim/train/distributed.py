@@ -38,6 +38,11 @@ class World:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
+    def wait(self) -> None:
+        """Wait for the others: what the process that leads has made is there afterwards."""
+        if self.size > 1:
+            dist.barrier()
+
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Return the means of scalars over the processes, which must all ask, for the same ones."""
         row = torch.stack([value.detach().to(self.device, torch.float32) for value in values.values()])
@@ -47,7 +52,7 @@ class World:
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device.
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device: of several processes each gets a GPU of its own.
 
     Raises:
         EnvironmentUnusable: a device that is not there.
@@ -60,6 +65,8 @@ def choose_device(name: str) -> torch.device:
         raise EnvironmentUnusable(f"{name!r} is no device; use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EnvironmentUnusable("no CUDA device can be used here; say --device cpu, or see `robustmim doctor`")
+    if device.type == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 
@@ -99,7 +106,6 @@ def world(device: str) -> Iterator[World]:
         yield World(0, 1, chosen)
         return
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
     # Processes of an evaluation meet only at its end, and some may be hours ahead of others.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=2))
