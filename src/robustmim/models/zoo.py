@@ -1,6 +1,6 @@
 """Models as folders: `model.safetensors` beside `config.json`; and the ones this project trained, by name.
 
-A config says what to build: {"kind": "classifier" | "masked-model", "name": …, "options": {…}, "classes": […]}.
+A config says what to build: {"kind": "classifier" | "masked-model" | "denoiser", "name": …, "options": {…}, "classes": […]}.
 The zoo's weights are stored in half precision and computed with in single.
 """
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from robustmim.config import ModelConfig
 from robustmim.errors import CheckpointError, suggest
+from robustmim.models.diffusers_unet import is_diffusers, open_diffusers
 from robustmim.registry import build, builder, names
 from robustmim.runs import atomic, read_json, write_json
 
@@ -68,13 +69,19 @@ def load_model(name: str | Path, *, kind: str | None = None, device: torch.devic
     """Build a saved model, in evaluation mode.
 
     Args:
-        name: a zoo name, or a folder with `config.json` and `model.safetensors` (a finished run is one).
-        kind: "classifier" or "masked-model", where only one will do.
+        name: a zoo name, or a folder with `config.json` and `model.safetensors` (a finished run is one), or a DDPM pipeline
+            of `diffusers`.
+        kind: "classifier", "masked-model" or "denoiser", where only one will do.
         device: where to.
 
     Raises:
         CheckpointError: not there, damaged, of another kind, or weights that do not fit the config.
+        EnvironmentUnusable: a pipeline of `diffusers`, which is not installed.
     """
+    if is_diffusers(name):
+        if kind not in (None, "denoiser"):
+            raise CheckpointError(f"{name} is a denoiser, but a {kind} is needed here")
+        return open_diffusers(name).to(device).eval()
     folder = find(name)
     config = read_json(folder / "config.json")
     if kind is not None and config.get("kind") != kind:
