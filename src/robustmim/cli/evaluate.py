@@ -170,7 +170,15 @@ def measure(
         if not here.leads:
             return 0, None
         title = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
-        content = conclude(evaluator, source, folder, classifier=title, purify=purify, device=here.device)
+        content = conclude(
+            evaluator,
+            source,
+            folder,
+            classifier=title,
+            purify=purify,
+            device=here.device,
+            architecture=options.arch,
+        )
     return 0, content | {"report": str(write_report(path))}
 
 

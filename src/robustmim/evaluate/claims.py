@@ -14,6 +14,7 @@ from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.honesty import active_checks, findings
+from robustmim.evaluate.robustbench import robustbench_entry
 from robustmim.evaluate.run import NO_ATTACK, Cell, Evaluator, cells, radii_of, read_records
 from robustmim.evaluate.statistics import wilson_interval
 from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of_each
@@ -163,8 +164,9 @@ def claim(
     classes: tuple[str, ...],
     folder: Path,
     checks: list[dict[str, Any]],
+    architecture: str | None = None,
 ) -> dict[str, Any]:
-    """Sum up the records: every accuracy with its interval, and what must be said with it."""
+    """Sum up the records: every accuracy with its interval, what must be said with it, and RobustBench's fields."""
     recipe, purified = evaluator.recipe, purifier is not None
     costs = _costs(folder)
     table = []
@@ -221,6 +223,12 @@ def claim(
         "environment": environment(),
     }
     content["findings"] = findings(content, records, evaluator, checks)
+    content["robustbench"] = robustbench_entry(
+        content,
+        recipe,
+        architecture=architecture or type(evaluator.classifier).__name__,
+        traits=evaluator.purifier.traits if evaluator.purifier is not None else None,
+    )
     return content
 
 
@@ -296,6 +304,7 @@ def conclude(
     classifier: str,
     purify: PurifyRecipe | None,
     device: torch.device,
+    architecture: str | None = None,
 ) -> dict[str, Any]:
     """Run the active checks, write claim.json and examples.safetensors of a complete evaluation; return the claim."""
     checks = active_checks(evaluator, source, folder, device=device)
@@ -307,6 +316,7 @@ def conclude(
         classes=source.classes,
         folder=folder.path,
         checks=checks,
+        architecture=architecture,
     )
     if evaluator.recipe.attacks:
         content["trace"] = save_examples(evaluator, source, folder.path, device=device)
