@@ -41,6 +41,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.purify.baselines.jpeg",
         "robustmim.purify.baselines.total_variation",
         "robustmim.purify.baselines.median",
+        "robustmim.purify.baselines.soap",
     ),
     "attack": (
         "robustmim.attacks.pgd",
