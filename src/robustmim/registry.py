@@ -38,6 +38,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.purify.reconstruct",
         "robustmim.purify.diffusion",
         "robustmim.purify.baselines.gaussian_noise",
+        "robustmim.purify.baselines.coup",
+        "robustmim.purify.baselines.scoreopt",
         "robustmim.purify.baselines.jpeg",
         "robustmim.purify.baselines.total_variation",
         "robustmim.purify.baselines.median",

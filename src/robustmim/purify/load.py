@@ -11,7 +11,7 @@ from robustmim.errors import CheckpointError, RecipeError
 from robustmim.models.edm import Denoiser
 from robustmim.models.masked import MaskedModel
 from robustmim.models.masked_denoiser import MaskedDenoiser, MaskedDiffusion
-from robustmim.models.zoo import load_model
+from robustmim.models.zoo import load_model, open_classifier
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.diffusion import DiffusionPurifier
 from robustmim.purify.reconstruct import MaskedReconstruction
@@ -24,18 +24,25 @@ from robustmim.registry import build, builder
 def make_baseline(config: BaselineConfig, *, device: torch.device | str = "cpu") -> Purifier:
     """Build a registered purifier; one that uses a network is given it as its option `model`.
 
+    One that also asks the classifier is told it by name, as the option `classifier`.
+
     Raises:
         RecipeError: no such purifier, an option it does not take, or a network that is missing or not wanted.
         CheckpointError: its network cannot be loaded.
     """
-    wanted = "model" in inspect.signature(builder("purifier", config.name)).parameters
+    accepted = inspect.signature(builder("purifier", config.name)).parameters
+    wanted = "model" in accepted
     if wanted != (config.model is not None):
         raise RecipeError(
             f"the purifier {config.name} {'needs a network: give its name or folder' if wanted else 'uses no network: leave it out'}"
             ", baseline.model"
         )
-    network = {} if config.model is None else {"model": load_model(config.model, device=device)}
-    purifier: Purifier = build("purifier", config.name, **network, **config.options)
+    options = dict(config.options)
+    if config.model is not None:
+        options["model"] = load_model(config.model, device=device)
+    if "classifier" in accepted and isinstance(options.get("classifier"), str):
+        options["classifier"] = open_classifier(options["classifier"], device=device)
+    purifier: Purifier = build("purifier", config.name, **options)
     return purifier
 
 
