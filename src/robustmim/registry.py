@@ -44,6 +44,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.purify.baselines.total_variation",
         "robustmim.purify.baselines.median",
         "robustmim.purify.baselines.soap",
+        "robustmim.purify.baselines.adp",
     ),
     "attack": (
         "robustmim.attacks.pgd",

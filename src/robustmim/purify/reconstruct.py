@@ -73,7 +73,7 @@ class MaskedReconstruction:
             return x
         check_images(x)
         with torch.inference_mode(False), torch.no_grad():
-            predicted, loss = self._predict(x.detach().clone(), keys)
+            predicted, loss = self.predict(x.detach().clone(), keys)
             if callback is not None:
                 everywhere = Ball(norm="linf", eps=float("inf"))
                 state = {"step": 0, "x": x, "value": loss, "gradient": x - predicted, "center": x, "ball": everywhere}
@@ -96,9 +96,9 @@ class MaskedReconstruction:
             InputError: images out of range, not finite, or of a size the model does not take.
         """
         check_images(x)
-        return self._blended(x, self._predict(x, keys)[0])
+        return self._blended(x, self.predict(x, keys)[0])
 
-    def _predict(self, x: Images, keys: Keys) -> tuple[Images, PerSample]:
+    def predict(self, x: Images, keys: Keys) -> tuple[Images, PerSample]:
         """Return the prediction of every cell, and the mean loss over the masks."""
         size = len(x)
         x, keys = padded_batch(x, keys)
