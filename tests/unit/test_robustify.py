@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustmim.cli.main import main
-from robustmim.config import AMRMConfig, GradientConfig, RobustifyRecipe
+from robustmim.config import AMRMConfig, GradientConfig, ReconstructionConfig, RobustifyRecipe
 from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
 from robustmim.models.masked_conv import MaskedConvolution
@@ -166,6 +166,48 @@ def test_the_command_trains_saves_and_measures(tmp_path, weights):
     assert moved
     if weights == "decoder":
         assert all(name.startswith(("up.", "decoder", "head.")) for name in moved)
+
+
+def test_one_pass_is_trained_by_the_exact_gradient_of_the_classification():
+    model, classifier, batch = parts()
+    model, classifier = model.double(), classifier.double()
+    batch = Batch(batch.images.double(), batch.labels, batch.ids)
+    recipe = replace(
+        RECIPE,
+        reconstruction=ReconstructionConfig(mask_ratio=0.5, blend=0.7),
+        attack_gradient=GradientConfig(mode="exact"),
+        anchor=0.0,
+    )
+    objective = Robustification(model, classifier, recipe)
+    drawn = keys(0, "step", batch.ids, 0)
+    attacked = objective.adversarial(batch.images, batch.labels, drawn)
+    at_start = F.cross_entropy(classifier(objective.purifier(batch.images, keys=drawn.fold("purify"))), batch.labels)
+    found = loss_of(objective, batch)
+    assert found["loss"] > at_start  # what is learnt from is attacked
+    assert (attacked - batch.images).abs().max() <= 8 / 255 + 1e-9
+    slopes = torch.autograd.grad(found["loss"], objective.parameters)
+    weight, slope = objective.parameters[0], slopes[0]
+
+    def loss(shift):
+        with torch.no_grad():
+            weight.view(-1)[3] += shift
+            purified = objective.purifier(attacked, keys=drawn.fold("purify"))
+            value = F.cross_entropy(classifier(purified), batch.labels).item()
+            weight.view(-1)[3] -= shift
+        return value
+
+    assert slope.view(-1)[3].item() == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-5)
+
+
+def test_the_command_trains_one_pass(tmp_path):
+    pytest.importorskip("foolbox")
+    words = ["robustify", "masked-conv-one-pass-robust-cifar10", "--out", str(tmp_path), "--device", "cpu"]
+    words += ["--data.name", "samples-cifar10", "--data.split", "test", "--data.limit", "4", "--run.batch_size", "2"]
+    words += ["--validation.name", "samples-cifar10", "--validation.limit", "2", "--run.epochs", "1"]
+    assert main(words) == 0
+    from robustmim.runs import read_lines
+
+    assert {"clean", "gray_box", "white_box"} <= read_lines(tmp_path / "log.jsonl")[-1].keys()
 
 
 def test_a_maskdit_is_fine_tuned_too(tmp_path):
