@@ -15,16 +15,19 @@ from tests.tiny import TINY_PRETRAIN
 
 pytest.importorskip("foolbox")
 
-WORDS = [
-    *TINY_PRETRAIN,
-    *("--run.epochs", "4", "--run.ema", "0", "--run.evaluate_every", "4", "--optimizer.clip", "0"),
+SHORT = ("--run.epochs", "4", "--run.ema", "0", "--run.evaluate_every", "4", "--optimizer.clip", "0")
+SIZES = "patch_size: 8, width: 16, depth: 1, heads: 2, decoder_width: 16, decoder_depth: 1, decoder_heads: 2"
+MIMIR = [
+    *("pretrain", "mimir-micro-cifar10", "--device", "cpu", "--model.options", f"{{{SIZES}, target: normalised}}"),
+    *("--data.name", "samples-cifar10", "--data.split", "test", "--validation.name", "samples-cifar10"),
+    *("--run.batch_size", "8", "--information.weight", "1"),
 ]
 
 
 def run(processes: int, out: str, *more: str) -> int:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "robustmim.cli.main", *WORDS, "--out", out, *more],
+        [sys.executable, *launcher, "-m", "robustmim.cli.main", *more, *SHORT, "--out", out],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -36,10 +39,14 @@ def run(processes: int, out: str, *more: str) -> int:
     return done.returncode
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    assert run(2, str(tmp_path / "two")) == 0
-    assert run(1, str(tmp_path / "one")) == 0
+@pytest.mark.parametrize("words", [TINY_PRETRAIN, MIMIR], ids=["masked", "mimir"])
+def test_two_processes_train_as_one_does(tmp_path, words):
+    """MIMIR's penalty is over the batch of both: the second process holds the partners of the first one's images."""
+    assert run(2, str(tmp_path / "two"), *words) == 0
+    assert run(1, str(tmp_path / "one"), *words) == 0
     rows = [read_lines(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    first = [{key: r[0][key] for key in ("loss", "information") if key in r[0]} for r in rows]
+    assert first[0] == pytest.approx(first[1], abs=1e-6)
     evaluations = [next(row for row in r if row.get("evaluation"))["masked_loss"] for r in rows]
     assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-3)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))

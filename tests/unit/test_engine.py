@@ -117,11 +117,15 @@ def test_the_average_is_what_is_evaluated_and_returned(tmp_path):
 
 
 def test_log_holds_losses_and_evaluations(tmp_path):
+    held = torch.zeros(2**25)  # 128 MiB
     train(tmp_path, evaluate=lambda model: {"accuracy": 0.5})
     rows = read_lines(tmp_path / "log.jsonl")
     assert [row["step"] for row in rows if row.get("evaluation")] == [4, 8, 12]
     assert all(row["accuracy"] == 0.5 for row in rows if row.get("evaluation"))
     assert {"loss", "learning_rate", "images_per_second", "seconds"} <= rows[0].keys()
+    memory = [row["peak_memory_mib"] for row in rows if "loss" in row]
+    assert memory == sorted(memory)
+    assert held.nbytes / 2**20 < memory[0] < 2**20
 
 
 def test_divergence_stops_with_advice_and_keeps_the_checkpoint(tmp_path):

@@ -191,7 +191,7 @@ def run_training(
     def show(row: dict[str, Any]) -> None:
         nonlocal progress
         progress = progress or Progress(row["total"], unit="steps", every=30.0)
-        hidden = {"step", "total", "learning_rate", "seconds", "evaluation"}
+        hidden = {"step", "total", "learning_rate", "seconds", "evaluation", "peak_memory_mib"}
         note = "  ".join(
             f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in hidden
         )

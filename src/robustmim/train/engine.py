@@ -10,7 +10,9 @@ goes on to the same weights, bit for bit, on the same hardware and number of pro
 from __future__ import annotations
 
 import math
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -116,6 +118,14 @@ def _autocast(precision: str, device: torch.device) -> Any:
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
     return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Return the most memory held so far, in MiB: by tensors on a GPU, by this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on a Mac in bytes
+    return held / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def fit(
@@ -251,6 +261,7 @@ def fit(
                     "total": total,
                     "learning_rate": factor * optimizer_config.learning_rate,
                     "images_per_second": round(rate, 1),
+                    "peak_memory_mib": round(_peak_memory(world.device)),
                     "seconds": round(seconds(), 1),
                 }
                 last_logged, logged_step = now, step
