@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import reference
 from robustmim.config import PurifyRecipe
@@ -47,17 +48,17 @@ TABLE_5 = {
 
 
 class Passes:
-    """Counts images that pass through a network, forward and backward, at its first layer."""
+    """Counts images that pass through a network, forward and backward, at the first layer with weights that runs."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self) -> None:
         self.forward = self.backward = 0
         self._first: nn.Module | None = None
-        layers = [layer for layer in network.modules() if any(True for _ in layer.parameters(recurse=False))]
-        self._hooks = [layer.register_forward_hook(self._saw) for layer in layers]
+        self._hook = register_module_forward_hook(self._saw)
 
     def _saw(self, layer: nn.Module, given: Any, result: Any) -> None:
-        self._first = layer if self._first is None else self._first
-        if layer is not self._first or not isinstance(result, Tensor):
+        if self._first is None and any(True for _ in layer.parameters(recurse=False)):
+            self._first = layer
+        if layer is not self._first:
             return
         self.forward += len(result)
         if result.requires_grad:
@@ -67,16 +68,7 @@ class Passes:
         self.backward += len(gradient)
 
     def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-
-def network_of(purifier: object) -> nn.Module | None:
-    """Return the network that a purifier, or a part of it, holds."""
-    if isinstance(purifier, nn.Module):
-        return purifier
-    parts = [part for part in vars(purifier).values() if type(part).__module__.startswith("robustmim.")]
-    return next((found for part in parts if (found := network_of(part)) is not None), None)
+        self._hook.remove()
 
 
 def plain_descent(purifier: AMRMPure, x: Tensor) -> Callable[[], Tensor]:
@@ -121,13 +113,14 @@ def main() -> None:
             print(f"{name}: left out, {error}")
             continue
         jobs[name] = lambda purifier=purifier: purifier(x, keys=drawn)
-        rows[name] = {"what": describe(recipe), "forward": 0, "backward": 0}
-        network = network_of(purifier)
-        if network is not None:
-            passes = Passes(network)
-            jobs[name]()
-            passes.remove()
-            rows[name] |= {"forward": passes.forward / BATCH, "backward": passes.backward / BATCH}
+        passes = Passes()
+        jobs[name]()
+        passes.remove()
+        rows[name] = {
+            "what": describe(recipe),
+            "forward": passes.forward / BATCH,
+            "backward": passes.backward / BATCH,
+        }
         if isinstance(purifier, AMRMPure) and isinstance(purifier.model, MaskedAutoencoder):
             jobs[f"{name}, plain"] = plain_descent(purifier, x)
 
