@@ -295,6 +295,8 @@ class TrainRecipe:
     start_from: str | None = None
     """Begin with the weights of a saved model (zoo name or folder) instead of random ones; of a masked autoencoder, its
     encoder."""
+    start_norm: Literal["new", "kept"] = "new"
+    """Norm before the head where the start is an encoder: a new one (MIMIR's code), or the encoder's own final norm."""
     data: DataConfig = DataConfig()
     generated: GeneratedConfig | None = None
     """Generated images in each batch; an epoch has as many steps as without."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustmim.config import OptimizerConfig, PretrainRecipe, TrainRecipe
+from robustmim.config import ModelConfig, OptimizerConfig, PretrainRecipe, TrainRecipe
+from robustmim.data.sources import load
 from robustmim.errors import CheckpointError, RecipeError
 from robustmim.models.encoder import load_encoder, take_encoder
 from robustmim.models.fast_cnn import FastCNN
@@ -18,6 +19,7 @@ from robustmim.models.zoo import save_model
 from robustmim.recipe import load_recipe, recipe_names
 from robustmim.registry import build
 from robustmim.rng import keys
+from robustmim.train.classifier import make_classifier
 from robustmim.train.generalist import TwoLearners
 from robustmim.train.schedule import make_optimizer
 
@@ -50,6 +52,20 @@ def test_the_encoder_is_taken_over_and_norm_and_head_are_new(saved):
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.fc_norm.weight, torch.ones(16))
     assert model.pos_embed.requires_grad
+
+
+def test_the_encoders_own_norm_can_be_kept(saved):
+    folder, source = saved
+    torch.manual_seed(1)
+    torch.nn.init.normal_(source.norm.weight)
+    save_model(folder, source, {"kind": "masked-model", "name": "mae", "options": SIZES | DECODER, "classes": []})
+    model = VisionTransformer(**SIZES, classes=5).eval()
+    load_encoder(folder, model, keep_norm=True)
+    tokens = source.tokens(images(), torch.zeros(4, 4, 4, dtype=torch.bool), layer=3)
+    torch.testing.assert_close(model(images()), model.head(source.norm(tokens[:, 1:].mean(1))))
+    recipe = TrainRecipe(model=ModelConfig(name="vit", options=SIZES), start_from=str(folder), start_norm="kept")
+    tuned, _ = make_classifier(recipe, load("samples-cifar10", "test"))
+    assert torch.equal(tuned.fc_norm.weight, source.norm.weight)
 
 
 @pytest.mark.parametrize(

@@ -32,29 +32,31 @@ def _sizes(model: MaskedAutoencoder | VisionTransformer) -> dict[str, Any]:
     }
 
 
-def load_encoder(name: str | Path, model: nn.Module) -> None:
+def load_encoder(name: str | Path, model: nn.Module, *, keep_norm: bool = False) -> None:
     """Start a ViT from the encoder of a saved masked autoencoder; see `take_encoder`.
 
     Args:
         name: zoo name or folder of the autoencoder.
         model: the classifier.
+        keep_norm: whether the encoder's final norm goes before the head.
 
     Raises:
         CheckpointError: not there, damaged, no autoencoder, or of other sizes; the message says which, and what to set.
     """
-    take_encoder(load_model(name, kind="masked-model"), model, name=str(name))
+    take_encoder(load_model(name, kind="masked-model"), model, name=str(name), keep_norm=keep_norm)
 
 
-def take_encoder(source: nn.Module, model: nn.Module, *, name: str) -> None:
+def take_encoder(source: nn.Module, model: nn.Module, *, name: str, keep_norm: bool = False) -> None:
     """Start a ViT from the encoder of a masked autoencoder, as MAE and MIMIR fine-tune.
 
     Embeddings and blocks are taken over. The final norm is dropped: the classifier has one of its own, on the mean of the
-    patches' tokens. Norm and head keep their initial weights; positions, fixed before, are trained from now on.
+    patches' tokens, which starts anew unless it is to be kept. So does the head; positions, fixed before, are trained from now on.
 
     Args:
         source: the autoencoder.
         model: the classifier.
         name: what messages call the autoencoder.
+        keep_norm: start the norm before the head from the encoder's final one.
 
     Raises:
         CheckpointError: no autoencoder, no ViT, or other sizes; the message says what to set.
@@ -77,5 +79,7 @@ def take_encoder(source: nn.Module, model: nn.Module, *, name: str) -> None:
         )
     kept = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
     state = {key: value for key, value in source.state_dict().items() if key.startswith(kept)}
+    if keep_norm:
+        state |= {f"fc_norm.{part}": value for part, value in source.norm.state_dict().items()}
     missing, _ = model.load_state_dict(state, strict=False)
     assert all(key.startswith(("fc_norm.", "head.")) for key in missing)

@@ -45,7 +45,7 @@ def make_classifier(recipe: TrainRecipe, source: Source) -> tuple[nn.Module, Mod
     model: nn.Module = build("classifier", built.name, **{"classes": len(source.classes)} | built.options)
     network = model.classifier if isinstance(model, DoubleBoundary) else model
     if recipe.start_from is not None and about_model(recipe.start_from)["kind"] == "masked-model":
-        load_encoder(recipe.start_from, network)
+        load_encoder(recipe.start_from, network, keep_norm=recipe.start_norm == "kept")
     elif recipe.start_from is not None:
         copy_weights(recipe.start_from, model)
     elif isinstance(network, InitialisedFromData):
