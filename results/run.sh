@@ -27,9 +27,12 @@ case_of photographs-efficientnet-lite0 "evaluate imagenet-linf" efficientnet-lit
 case_of cifar10-fast-cnn-adversarial "evaluate standard" fast-cnn-adversarial-cifar10 none --checks.images 0 --attacks '[{name: PGD-50, options: {steps: 50, step_size: 0.1}}, {name: APGD-CE, attack: apgd-ce, options: {steps: 50}}, {name: APGD-T, attack: apgd-targeted, options: {steps: 20, targets: 3}}]'
 case_of gradient-modes-resnet56-masked-conv "evaluate gradient-modes" "$resnet56" recommended-cifar10
 case_of gradient-modes-fast-cnn-masked-conv "evaluate gradient-modes" fast-cnn-cifar10 recommended-cifar10
+# A purifier that holds: trained through the classifier, judged by the suite for smooth purifiers; and the classifier alone.
+case_of holds-resnet56-one-pass "evaluate adaptive-smooth" "$resnet56" one-pass-cifar10 --radii '[2/255]'
+case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'
+case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 none --radii '[8/255]'
+case_of gradient-modes-resnet56-mae-patch4 "evaluate gradient-modes" "$resnet56" amrm-mae-patch4-cifar10 --only transfer,identity,straight-through,tanh
 # A certificate, and what attacks in the same norm find on the same images.
 case_of certify-fast-cnn-adversarial-sigma-0.12 "certify cifar10-sigma-0.12" fast-cnn-adversarial-cifar10 none
 case_of certify-fast-cnn-adversarial-sigma-0.25 "certify cifar10-sigma-0.25" fast-cnn-adversarial-cifar10 none
-case_of certify-fast-cnn-denoised-sigma-0.12 "certify cifar10-sigma-0.12" fast-cnn-adversarial-cifar10 reconstruction-cifar10
-case_of certify-fast-cnn-denoised-sigma-0.25 "certify cifar10-sigma-0.25" fast-cnn-adversarial-cifar10 reconstruction-cifar10
 case_of l2-fast-cnn-adversarial "evaluate cifar10-l2" fast-cnn-adversarial-cifar10 none --limit 200
