@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustmim.cli.training import arithmetic, in_words
 from robustmim.config import (
     AdversarialTrainingConfig,
     DataConfig,
@@ -252,3 +253,17 @@ def test_the_guard_of_a_recipe_checks_pgd_on_training_images_and_enlarges_the_at
             source(),
             HERE.device,
         )
+
+
+def test_the_run_card_says_how_batch_and_rate_come_about():
+    batches = Loader(source(), DataConfig(), batch_size=8, seed=1, device=HERE.device)
+    config = OptimizerConfig(learning_rate=0.01, warmup=0.25, layer_decay=0.5)
+    run = RunConfig(epochs=3, batch_size=8, accumulate=2)
+    facts = arithmetic(vit(), config, run, batches, World(0, 2, HERE.device))
+    assert facts["processes"] * facts["parts"] * facts["images_per_part"] == facts["images_per_step"] == 8
+    assert (facts["steps"], facts["warmup_steps"]) == (12, 3)
+    assert facts["learning_rate_per_256_images"] == pytest.approx(0.01 * 256 / 8)
+    assert facts["lowest_learning_rate"] == pytest.approx(0.01 * 0.5**3)  # two blocks and the head above the embedding
+    said = in_words(facts)
+    assert "8 images = 2 × 2 × 2" in said
+    assert "rate 0.01, 0.32 for 256 images, reached after 3 of 12 steps; 0.00125 in the lowest layer" in said
