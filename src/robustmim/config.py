@@ -392,7 +392,7 @@ class InformationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingConfig:
-    """How a masked diffusion model is trained: denoising of the visible patches + weight · error of the hidden ones."""
+    """How a diffusion model is trained: denoising, for a masked one of the visible patches + weight · error of the hidden."""
 
     log_mean: float = -1.2
     """Mean of ln σ (EDM, Table 1)."""
@@ -405,6 +405,40 @@ class DenoisingConfig:
     is the same for both; the first has the lesser variance."""
     label_dropout: float = 0.1
     """Fraction of the images whose class is not told, for a model with classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeConfig:
+    """ADBM (Li et al. 2025): fine-tune a denoiser to lead from noised attacked images to clean ones."""
+
+    classifier: str = "fast-cnn-cifar10"
+    """Classifier that is attacked through the denoiser: zoo name, folder, or someone else's checkpoint."""
+    arch: str | None = None
+    """Architecture of someone else's checkpoint."""
+    radius: Radius = Radius("8/255")
+    """Budget of the attack, l∞."""
+    steps: int = 3
+    """Its steps."""
+    step_size: Radius = Radius("8/255")
+    """Length of a step."""
+    start_times: tuple[float, float] = (0.1, 0.2)
+    """Least and greatest time of the variance-preserving diffusion at which a bridge starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedNoiseConfig:
+    """ADDT (Liu et al. 2025): fine-tune a denoiser on noise into which a classifier's slope is mixed."""
+
+    classifier: str = "fast-cnn-cifar10"
+    """Classifier whose slope it is: zoo name, folder, or someone else's checkpoint."""
+    arch: str | None = None
+    """Architecture of someone else's checkpoint."""
+    steps: int = 5
+    """Slopes that are taken and added up."""
+    strength: float = 0.03
+    """Share of the perturbation in the noise, times the noise level: about as much at each level, in pixels."""
+    most: float = 0.3
+    """The greatest share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,7 +461,11 @@ class PretrainRecipe:
     mask_ratios: tuple[float, ...] = (0.5,)
     """Fractions hidden, taken in turns, step by step. A masked diffusion model takes 0 as well: nothing is hidden."""
     denoising: DenoisingConfig = DenoisingConfig()
-    """Noise and loss of a masked diffusion model."""
+    """Noise and loss of a diffusion model."""
+    bridge: BridgeConfig | None = None
+    """Fine-tune a denoiser as a bridge from attacked images to clean ones (ADBM)."""
+    perturbed_noise: PerturbedNoiseConfig | None = None
+    """Fine-tune a denoiser on adversarially perturbed noise (ADDT)."""
     input_noise: Radius = Radius("0/255")
     """Largest deviation of Gaussian noise on what the network sees (each image draws its own, from zero up); the target
     stays clean, so that predictions do not follow small perturbations of their surroundings (ours)."""

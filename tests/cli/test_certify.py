@@ -7,6 +7,7 @@ import json
 import pytest
 
 from robustmim.cli.main import main
+from robustmim.report.measures import certificate_sections
 from robustmim.runs import read_json, read_lines
 
 pytest.importorskip("foolbox")
@@ -100,11 +101,42 @@ def test_a_copied_recipe_comes_with_the_command_that_runs_it(tmp_path, capsys, k
     assert f"robustmim {kind} {target}" in capsys.readouterr().out
 
 
-def test_a_run_has_a_page(tmp_path):
-    few = ["--purifier", "none", "--draws", "1", "--selection_draws", "1", "--limit", "1"]
-    assert main([*FEW, *few, "--out", str(tmp_path)]) == 0
-    assert main(["report", str(tmp_path)]) == 0
-    assert "Certification" in (tmp_path / "report.html").read_text()
+def test_a_run_has_a_page_with_what_attacks_have_left_beside_the_certificates(tmp_path, capsys):
+    few = [
+        "--purifier",
+        "none",
+        "--draws",
+        "9",
+        "--selection_draws",
+        "1",
+        "--limit",
+        "3",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    attack = "[{name: pgd, options: {steps: 2}}]"
+    data = ["--device", "cpu", "--data.name", "samples-cifar10", "--data.skip", "0", "--limit", "3"]
+    words = ["evaluate", "cifar10-l2", *data, "--radii", "[127.5/255]", "--attacks", attack, "--purifier", "none"]
+    assert main([*words, "--out", str(tmp_path / "attacked")]) in (0, 4)
+    assert main([*FEW, *few]) == 0
+    assert "Certified accuracy over the radius" in (tmp_path / "run" / "report.html").read_text()
+    assert main([*FEW, *few, "--empirical", str(tmp_path / "attacked")]) == 0
+    (found,) = read_json(tmp_path / "run" / "claim.json")["empirical"]["accuracies"]
+    assert found == read_json(tmp_path / "attacked" / "claim.json")["worst_case"]
+    charts, table, *_ = certificate_sections(tmp_path / "run")[1:]
+    (plot,) = charts.plots
+    certified, left = plot.lines
+    # The steps of the curve are the certified radii of the images that are right.
+    curve = read_json(tmp_path / "run" / "claim.json")["curve"]
+    assert list(certified.x[1:-1:2]) == curve
+    assert certified.y[0] == len(curve) / 3
+    assert certified.y[-1] == 0
+    assert left.x == (0.5,)
+    row = dict(table.rows)["0.5"]
+    assert row[1].accuracy == found["accuracy"]
+    capsys.readouterr()
+    assert main([*FEW, *few, "--empirical", str(tmp_path / "run")]) == 1
+    assert "name another evaluation" in capsys.readouterr().err
 
 
 def test_the_purifier_of_one_pass_works_elsewhere_too(tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from robustmim.cli.main import main
 from robustmim.evaluate.comparison import compare, exact_mcnemar
+from robustmim.report.measures import curve_sections
 from robustmim.runs import read_json
 from tests.tiny import TINY_EVALUATION
 
@@ -44,6 +45,13 @@ def test_commands(tmp_path, capsys):
     assert cells[0]["gray-box", "bare"] == cells[0]["none", "bare"]  # no budget, no attack
     assert cells[1]["gray-box", "bare"] < cells[0]["gray-box", "bare"]
     assert read_json(tmp_path / "curve.json")["over"] == "radius"
+    charts, table = curve_sections(tmp_path)
+    worst, *_ = charts.plots[0].lines
+    assert (worst.label, worst.x) == ("Worst case", (0.0, 16 / 255))
+    assert [name for name, _ in table.rows] == ["Worst case", "Clean", "gray-box", "white-box"]
+    assert "Accuracy over the budget ε" in (tmp_path / "report.html").read_text()
+    assert main(["report", str(tmp_path)]) == 0
+    capsys.readouterr()
     assert main(["compare", str(tmp_path / "0-255"), str(tmp_path / "16-255"), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)  # clean images are what the two have in common
     assert row["difference"] == 0

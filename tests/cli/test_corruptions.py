@@ -7,6 +7,7 @@ import json
 import pytest
 
 from robustmim.cli.main import main
+from robustmim.report.measures import corruption_sections
 from robustmim.runs import read_json, read_lines
 
 pytest.importorskip("foolbox")
@@ -55,6 +56,13 @@ def test_a_purifier_is_measured_beside_the_bare_classifier(tmp_path):
     claim = read_json(tmp_path / "claim.json")
     assert list(claim["summary"]) == ["bare", "purified"]
     assert len(claim["cells"]) == 4
+    verdict, _, charts, table = corruption_sections(tmp_path)
+    assert verdict.headlines[1].label == "Hardest: gaussian noise, severity 5"
+    (bars,) = charts.plots  # a single severity makes no curve
+    cells = {(row["corruption"], row["defence"]): row["accuracy"] for row in claim["cells"]}
+    assert [bar.values for bar in bars.bars] == [(cells["gaussian_noise", d],) for d in ("bare", "purified")]
+    assert [name for name, _ in table.rows] == ["clean", "gaussian noise 5"]
+    assert "Mean corruption error, purified" in (tmp_path / "report.html").read_text()
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):

@@ -280,11 +280,18 @@ def test_run_that_did_not_end_well_says_so(tmp_path: Path, status: str, words: s
     assert words in read(tmp_path).text
 
 
-@pytest.mark.parametrize("missing", ["run.json", "claim.json", "examples.safetensors"])
+@pytest.mark.parametrize("missing", ["run.json", "claim.json"])
 def test_missing_file_is_named(evaluation: Path, missing: str) -> None:
     (evaluation / missing).unlink()
     with pytest.raises(InputError, match=missing):
         write_report(evaluation)
+
+
+def test_results_published_without_their_pictures_have_a_page(evaluation: Path) -> None:
+    (evaluation / "examples.safetensors").unlink()
+    page = read(evaluation)
+    assert not [image for image in page.all("img") if image.get("src")]
+    assert "Every accuracy" in page.text and "Class by class" in page.text
 
 
 @pytest.mark.parametrize("damaged", ["run.json", "claim.json", "examples.safetensors"])

@@ -26,6 +26,30 @@ class CertifyOptions(JobOptions):
     """Purification recipe that takes the noise away, by name or file; "none" smooths the bare classifier."""
     limit: int | None = None
     """Use only the first so many images."""
+    empirical: str | None = None
+    """Folder of an l2 evaluation of the same classifier and purifier: what attacks have left stands beside what is certified."""
+
+
+def attacked(folder: Path, *, title: str, purifier: str | None, data: str) -> dict[str, Any]:
+    """Return the worst cases of an evaluation, for the claim.
+
+    Raises:
+        InputError: no evaluation, or one of something else.
+    """
+    from robustmim.errors import InputError
+    from robustmim.runs import read_json
+
+    claim = read_json(folder / "claim.json")
+    own = {"norm": "l2", "classifier": title, "purifier": purifier, "data": data}
+    for name, value in own.items():
+        if claim.get(name) != value:
+            raise InputError(
+                f"--empirical {folder}: its {name} is {claim.get(name)}, not {value}; name another evaluation"
+            )
+    if not claim.get("worst_cases"):
+        raise InputError(f"--empirical {folder}: it attacks nothing; name another evaluation")
+    of = f"the worst of {len(claim['protocol'])} attacks on the classifier that is smoothed here"
+    return {"of": of, "accuracies": claim["worst_cases"]}
 
 
 def main(arguments: list[str]) -> int:
@@ -45,6 +69,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
+    from robustmim.report.page import write_report
     from robustmim.runs import RunFolder, environment, write_json
     from robustmim.train.distributed import choose_device, world
 
@@ -132,12 +157,16 @@ def main(arguments: list[str]) -> int:
         "milliseconds_per_image": round(1000 * spent["seconds"] / spent["images"], 2) if spent["images"] else None,
         "environment": environment(),
     }
+    if options.empirical is not None:
+        content["empirical"] = attacked(
+            Path(options.empirical), title=title, purifier=content["purifier"], data=content["data"]
+        )
     write_json(path / "claim.json", content)
     folder.update("finished")
     if options.json:
         output(content)
     show(content)
-    say(f"claim: {path}/claim.json")
+    say(f"claim: {path}/claim.json; report: {write_report(path)}")
     return 0
 
 
@@ -146,6 +175,7 @@ def show(content: dict[str, Any]) -> None:
     from rich.table import Table
 
     from robustmim.cli.console import console, say
+    from robustmim.radius import Radius
 
     table = Table(
         title=f"{content['classifier']} on {content['data']}, smoothed with σ {content['sigma']:g}, n = {content['images']}, "
@@ -161,6 +191,8 @@ def show(content: dict[str, Any]) -> None:
     add("most frequent class", content["smoothed"])
     for row in content["certified"]:
         add(f"certified, l2 {row['radius']:g}", row)
+    for row in content.get("empirical", {}).get("accuracies", []):
+        add(f"left by attacks, l2 {float(Radius(row['radius'])):g}", row)
     add("abstained", content["abstained"])
     console.print(table)
     say(

@@ -89,6 +89,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.models.masked import freeze
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
+    from robustmim.report.page import write_report
     from robustmim.runs import RunFolder, write_json
     from robustmim.train.distributed import choose_device, world
 
@@ -172,7 +173,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         output(content)
     show(content)
-    say(f"claim: {path}/claim.json")
+    say(f"claim: {path}/claim.json; report: {write_report(path)}")
     return 0
 
 

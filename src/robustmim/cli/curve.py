@@ -52,14 +52,19 @@ def main(arguments: list[str]) -> int:
         return 0
 
     from robustmim.cli.console import output, say
-    from robustmim.runs import write_json
+    from robustmim.report.page import write_report
+    from robustmim.runs import RunFolder, write_json
 
-    found = {"over": options.over, "classifier": options.classifier, "purifier": options.purifier, "points": points}
+    asked = {key: getattr(options, key) for key in ("over", "classifier", "arch", "purifier")}
+    kept = {"evaluate": recipe, "purify": purify, **asked, "values": values}
+    folder = RunFolder(path, recipe=kept, kind="curve", harmless=("values", "evaluate.batch_size"))
+    found = {"norm": recipe.norm, **asked, "points": points}
     write_json(path / "curve.json", found)
+    folder.update("finished")
     if options.json:
         output(found)
     show(found)
-    say(f"written: {path / 'curve.json'}")
+    say(f"written: {path / 'curve.json'}; report: {write_report(path)}")
     return 0
 
 

@@ -45,7 +45,8 @@ def evaluation_sections(folder: Path) -> list[Section]:
     """Return the sections of a finished evaluation; several can share a page.
 
     Args:
-        folder: holds claim.json and examples.safetensors.
+        folder: holds claim.json; and examples.safetensors, without which (published results leave it out) there are no
+            pictures.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -53,20 +54,22 @@ def evaluation_sections(folder: Path) -> list[Section]:
     path = folder / "claim.json"
     claim = read_record(path, REMEDY)
     pictures = folder / "examples.safetensors"
-    examples = read_examples(pictures)
+    examples = read_examples(pictures) if pictures.exists() else None
     with reading(path, REMEDY):
         sections: list[Section] = [_verdict(claim)]
-    with reading(pictures, REMEDY):
-        sections += picture_sections(examples, attack=_shown(claim))
+    if examples is not None:
+        with reading(pictures, REMEDY):
+            sections += picture_sections(examples, attack=_shown(claim))
     with reading(path, REMEDY):
         sections += _accuracy(claim)
-        sections += _per_class(claim, examples.radius)
+        sections += _per_class(claim, "" if examples is None else examples.radius)
         sections += _traces(claim)
         sections += _reading(claim)
     return sections
 
 
-def _share(row: dict[str, Any]) -> Share:
+def share_of(row: dict[str, Any]) -> Share:
+    """Read an accuracy of a claim."""
     return Share(
         accuracy=float(row["accuracy"]),
         low=float(row["low"]),
@@ -76,7 +79,12 @@ def _share(row: dict[str, Any]) -> Share:
     )
 
 
-def _finding(found: dict[str, str]) -> Finding:
+def finding_of(found: dict[str, str]) -> Finding:
+    """Read a finding of a claim.
+
+    Raises:
+        ValueError: a level there is not.
+    """
     level = found["level"]
     if level not in get_args(Level):
         raise ValueError(f"a finding is red, amber or green, not {level!r}")
@@ -84,7 +92,7 @@ def _finding(found: dict[str, str]) -> Finding:
 
 
 def _cells(claim: dict[str, Any]) -> dict[tuple[str, float, str], Share]:
-    return {(row["attack"], float(Radius(row["radius"])), row["defence"]): _share(row) for row in claim["cells"]}
+    return {(row["attack"], float(Radius(row["radius"])), row["defence"]): share_of(row) for row in claim["cells"]}
 
 
 def _verdict(claim: dict[str, Any]) -> Verdict:
@@ -108,7 +116,7 @@ def _verdict(claim: dict[str, Any]) -> Verdict:
             headlines.append(
                 Headline(
                     f"Worst case, ε {worst['radius']}",
-                    _share(counts),
+                    share_of(counts),
                     "the worst attack for each image; an upper bound",
                 )
             )
@@ -122,8 +130,12 @@ def _verdict(claim: dict[str, Any]) -> Verdict:
             ("Attacks", f"{norm}, seed {claim['seed']}"),
         ),
         headlines=tuple(headlines),
-        findings=tuple(sorted(map(_finding, claim["findings"]), key=lambda found: get_args(Level).index(found.level))),
-        note="Gray box: the attacker does not know of the purifier." if purified else "",
+        findings=tuple(
+            sorted(map(finding_of, claim["findings"]), key=lambda found: get_args(Level).index(found.level))
+        ),
+        note="Gray box: the attacker does not know of the purifier."
+        if purified and any(attack == "gray-box" for attack, _, _ in cells)
+        else "",
     )
 
 
@@ -197,7 +209,7 @@ def _suite(claim: dict[str, Any]) -> list[Section]:
             rows.append(row(f"{attack}, bare classifier", attack, "bare"))
         drawn = own.get("randomness", "fresh")
         rows.append(row(attack if drawn == "fresh" else f"{attack} (draws {drawn})", attack, defence))
-    rows.append(("worst case, sample by sample", tuple(_share(worst[r]) if r in worst else None for r in radii)))
+    rows.append(("worst case, sample by sample", tuple(share_of(worst[r]) if r in worst else None for r in radii)))
     sections: list[Section] = [
         AccuracyTable(
             title="Every attack",
@@ -270,7 +282,7 @@ def _per_class(claim: dict[str, Any], radius: str) -> list[Section]:
     return [
         Charts(
             title="Class by class",
-            lead=f"{_shown(claim)} at ε {radius}.",
+            lead=f"{_shown(claim)} at ε {radius}." if radius else f"{_shown(claim)}, at the middle budget.",
             plots=(plot,),
             caption="Each class has a part of the images only: differences of several points may be chance.",
         )

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from robustmim.errors import InputError
 from robustmim.report.evaluation import evaluation_sections
 from robustmim.report.figures import BarPlot, LinePlot, draw, legend
+from robustmim.report.measures import certificate_sections, corruption_sections, curve_sections
 from robustmim.report.reading import read_record, reading
 from robustmim.report.sections import Details, Facts, Notice, Prose, Section
 from robustmim.report.training import training_sections
@@ -28,7 +29,13 @@ TITLES = {
     "purify": "Purification",
     "corruptions": "Corruptions",
     "certify": "Certification",
+    "curve": "Curve",
     "detect": "Detection",
+}
+MEASURES = {
+    "certify": (certificate_sections, "claim.json"),
+    "corruptions": (corruption_sections, "claim.json"),
+    "curve": (curve_sections, "curve.json"),
 }
 REMEDY = "name the folder of a run, which holds run.json"
 NARROW, HALF, WIDE = 340, 500, 1040  # widths of charts in pixels: a phone, half a page, a page
@@ -55,6 +62,8 @@ def write_report(folder: Path) -> Path:
         content = evaluation_sections(folder)
     elif kind in ("train", "pretrain", "robustify") and (status == "finished" or (folder / "log.jsonl").exists()):
         content = training_sections(folder)
+    elif kind in MEASURES and (status == "finished" or (folder / MEASURES[kind][1]).exists()):
+        content = MEASURES[kind][0](folder)
     path = folder / "report.html"
     write_page(
         path,

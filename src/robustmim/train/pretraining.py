@@ -16,14 +16,17 @@ from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.information.estimators import estimator
 from robustmim.models.edm import Denoiser
-from robustmim.models.masked import Counted, EncoderModel, MaskedModel
+from robustmim.models.masked import Counted, EncoderModel, MaskedModel, device_of, freeze
 from robustmim.models.masked_denoiser import MaskedDiffusion
 from robustmim.models.masking import enlarge, random_mask
+from robustmim.models.zoo import open_classifier
 from robustmim.rng import Keys
+from robustmim.train.bridge import BridgeTraining
 from robustmim.train.denoising import Denoising, MaskedDenoising
 from robustmim.train.distributed import gathered
 from robustmim.train.masked_attack import attack_reconstruction, reconstruction
 from robustmim.train.objectives import Objective
+from robustmim.train.perturbed_noise import PerturbedNoiseTraining
 from robustmim.types import Images, Mask, Tokens
 
 
@@ -181,6 +184,25 @@ class FreeMaskedPretraining:
         return _loss(model, clean, seen, mask, self.loss_over, self.information)
 
 
+def _adversarial_denoising(recipe: PretrainRecipe, model: nn.Module) -> Objective:
+    bridge, perturbed = recipe.bridge, recipe.perturbed_noise
+    if bridge is not None and perturbed is not None:
+        raise RecipeError("`bridge` and `perturbed_noise` exclude each other: choose ADBM or ADDT")
+    if not isinstance(model, Denoiser) or isinstance(model, MaskedDiffusion):
+        raise RecipeError(f"`bridge` and `perturbed_noise` train a denoiser, such as unet; {recipe.model.name} is none")
+    if recipe.attack is not None or recipe.free is not None or recipe.input_noise or any(recipe.mask_ratios):
+        raise RecipeError("`bridge` and `perturbed_noise` go with no other attack, no input_noise and mask_ratios [0]")
+    chosen = bridge or perturbed
+    assert chosen is not None
+    if chosen.steps < 1:
+        raise RecipeError(f"the classifier's slope is taken at least once, not {chosen.steps} times")
+    classifier = freeze(open_classifier(chosen.classifier, chosen.arch, device=device_of(model)))
+    if bridge is not None:
+        return BridgeTraining(classifier, bridge)
+    assert perturbed is not None
+    return PerturbedNoiseTraining(classifier, perturbed)
+
+
 def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective:
     """Return what a recipe minimises.
 
@@ -188,6 +210,8 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         RecipeError: settings that exclude each other, or that the model cannot serve.
     """
     attack, free, information = recipe.attack, recipe.free, recipe.information
+    if recipe.bridge is not None or recipe.perturbed_noise is not None:
+        return _adversarial_denoising(recipe, model)
     if isinstance(model, Denoiser):
         if attack is not None or free is not None or recipe.input_noise:
             raise RecipeError(f"{recipe.model.name} is trained to denoise: leave attack, free and input_noise out")
