@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,25 +278,21 @@ def curve_sections(folder: Path) -> list[Section]:
         if "Worst case" in tables:
             tables = {"Worst case": tables.pop("Worst case")} | tables
         tones: tuple[Tone, ...] = ("vermillion", *(tone for tone in TONES if tone != "vermillion"))
-        lines = []
-        for tone, (label, shares) in zip(tones, tables.items(), strict=False):
+        drawn = {label: shares for label, shares in tables.items() if not label.startswith("Clean")} or tables
+        lines: list[Line] = []
+        for tone, (label, shares) in zip(tones, drawn.items(), strict=False):
             known = [(x, share) for x, share in zip(places, shares, strict=True) if share]
-            lines.append(
-                Line(
-                    label,
-                    tone,
-                    tuple(x for x, _ in known),
-                    tuple(share.accuracy for _, share in known),
-                    tuple(share.low for _, share in known),
-                    tuple(share.high for _, share in known),
-                )
-            )
+            line = Line(label, tone, tuple(x for x, _ in known), tuple(share.accuracy for _, share in known))
+            if not lines:  # whiskers of all would hide each other
+                low, high = tuple(share.low for _, share in known), tuple(share.high for _, share in known)
+                line = replace(line, low=low, high=high)
+            lines.append(line)
         first = lines[0]
         named = dict(zip(places, texts, strict=True))
         spoken = ", ".join(f"{percent(y)} at {named[x]}" for x, y in zip(first.x, first.y, strict=True))
         norm = NORMS.get(found.get("norm", ""), "")
         label = OVER[found["over"]] + (f" ({norm})" if budget and norm else "")
-        left_out = len(tables) - len(lines)
+        left_out = len(drawn) - len(lines)
         return [
             Charts(
                 title=f"Accuracy over the {label.partition(' (')[0]}",
@@ -320,7 +317,7 @@ def curve_sections(folder: Path) -> list[Section]:
                         wide=True,
                     ),
                 ),
-                caption="Whiskers: 95 % Wilson intervals."
+                caption=f"Whiskers, {first.label.lower()}: 95 % Wilson intervals."
                 + (f" {left_out} more attacks are in the table alone." if left_out else ""),
             ),
             AccuracyTable(
@@ -330,15 +327,6 @@ def curve_sections(folder: Path) -> list[Section]:
                 rows=tuple((label, tuple(shares)) for label, shares in tables.items()),
                 lead="Accuracy, its 95 % Wilson interval in percent, and the images behind it. Each point has a page of its own, in "
                 "the folder that bears its value.",
-            )
-            if len(texts) <= 6
-            else AccuracyTable(
-                title="Every accuracy",
-                corner=label,
-                columns=tuple(tables)[:4],
-                rows=tuple(
-                    (text, tuple(shares[i] for shares in list(tables.values())[:4])) for i, text in enumerate(texts)
-                ),
             ),
         ]
 
