@@ -50,6 +50,8 @@ for seed in 0 1; do
   row spread-only $seed 0.6 normalised mimir-micro-cifar10 --information "${code/1.0e-5/1.2e-3}, pairing: other}"
   row unbiased-hsic $seed 0.6 normalised mimir-micro-cifar10 --information '{estimator: unbiased-hsic, weight: 2.5, options: {}}'
   row text $seed 0.6 pixels mimir-micro-cifar10 --information '{estimator: hsic, weight: 1.0e-5, options: {width: {rule: median}}}'
+done
+for seed in 0 1; do
   # As long as pre-training and fine-tuning together.
   row none-longer $seed 0.93 none
 done

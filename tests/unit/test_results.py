@@ -15,7 +15,7 @@ from robustmim.models.zoo import ZOO, about_model, zoo_names
 from robustmim.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-CLAIMS = sorted((ROOT / "results").glob("*/claim.json"))
+CLAIMS = sorted((ROOT / "results").glob("**/claim.json"))
 
 
 def test_results_page_is_what_the_files_say():
@@ -84,12 +84,14 @@ def test_every_model_of_the_zoo_has_a_claim(name):
     claim = json.loads((ZOO / name / "claim.json").read_text())
     assert claim["measured"]["images"] >= 100
     assert claim["training"]["commit"]
-    assert claim["recipe"]["model"]["name"] == about_model(name)["name"]
+    recipe = claim["recipe"]  # what is fine-tuned has the sizes of what it starts from
+    began = recipe["model"] if "model" in recipe else about_model(recipe["masked_model"])
+    assert began["name"] == about_model(name)["name"]
 
 
 def test_the_zoo_is_small_enough_for_the_wheel():
-    # 12 MB for the masked models and their classifier; the rest for classifiers that withstand attacks.
-    assert sum(path.stat().st_size for path in ZOO.rglob("*")) < 16 * 2**20
+    # 12 MB for the masked models and their classifier; the rest for what withstands attacks, and for what is compared with.
+    assert sum(path.stat().st_size for path in ZOO.rglob("*")) < 20 * 2**20
 
 
 @pytest.mark.parametrize(
