@@ -273,53 +273,8 @@ class TestRunner:
             Evaluator(Halves(), noisy(0.1), recipe(AttackConfig(name="a", gradient=GradientConfig(mode="tanh"))))
 
 
-class Quantised(nn.Module):
-    """JPEG-like: the gradient of rounding is zero."""
-
-    def forward(self, x):
-        return (x * 64).round() / 64
-
-
-class TestBrokenDefences:
-    """A tour: each was once published in some form; the evaluation must see through it or say that it cannot."""
-
-    def test_input_noise_without_eot_is_red_and_with_it_falls(self, tmp_path):
-        careless = concluded(tmp_path / "a", Evaluator(Halves(), noisy(0.1), recipe(AttackConfig(name="pgd", eot=1))))
-        assert levels(careless)["no-eot"] == "red"
-        careful = concluded(tmp_path / "b", Evaluator(Halves(), noisy(0.1), recipe(AttackConfig(name="pgd", eot=16))))
-        assert "no-eot" not in levels(careful)
-        bare = concluded(tmp_path / "c", Evaluator(Halves(), None, recipe()))
-        assert careful["worst_case"]["rules"]["majority"] <= bare["worst_case"]["accuracy"] + 0.1
-
-    def test_quantisation_has_no_gradient_and_transfer_finds_it_out(self, tmp_path):
-        model = nn.Sequential(Quantised(), Halves())
-        attacks = (AttackConfig(name="pgd"), AttackConfig(name="square", attack="square", options={"queries": 200}))
-        content = concluded(tmp_path, Evaluator(model, None, recipe(*attacks)))
-        assert levels(content)["zero-gradient"] == "red"
-        assert levels(content)["black-box-wins"] == "red"
-        # In front of the same classifier as a purifier, the identity passes for its gradient and it falls.
-        purifier = Purify(lambda x, drawn: (x * 64).round() / 64, randomised=False)
-        through = concluded(tmp_path / "b", Evaluator(Halves(), purifier, recipe(AttackConfig(name="pgd"))))
-        bare = concluded(tmp_path / "c", Evaluator(Halves(), None, recipe()))
-        assert through["worst_case"]["accuracy"] <= bare["worst_case"]["accuracy"] + 0.1
-
-    def test_a_detached_front_end_is_red(self, tmp_path):
-        class Detached(Halves):
-            def forward(self, x):
-                return super().forward(x.detach())
-
-        content = concluded(tmp_path, Evaluator(Detached(), None, recipe()))
-        assert levels(content)["zero-gradient"] == "red"
-        assert status(content["findings"]) == "red"
-
-    def test_a_saturated_softmax_has_no_gradient_but_dlr_sees_it(self, tmp_path):
-        loud = Halves(gain=1e5)
-        content = concluded(tmp_path / "ce", Evaluator(loud, None, recipe()))
-        assert levels(content)["zero-gradient"] == "red"
-        attacks = (AttackConfig(name="pgd"), AttackConfig(name="margin", options={"loss": "margin"}))
-        seen = concluded(tmp_path / "margin", Evaluator(loud, None, recipe(*attacks)))
-        plain = concluded(tmp_path / "plain", Evaluator(Halves(), None, recipe()))
-        assert seen["worst_case"]["accuracy"] == plain["worst_case"]["accuracy"]
+class TestChecks:
+    """What an evaluation says of itself; the tour of broken defences is in test_tour.py, each check alone in test_honesty.py."""
 
     def test_probabilities_and_hidden_state_are_told(self, tmp_path):
         softmax = nn.Sequential(Halves(), nn.Softmax(1))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from robustmim.attacks.objectives import cross_entropy
 from robustmim.attacks.parts import KnowingAttack
 from robustmim.config import AttackConfig
 from robustmim.data.loader import Batch
@@ -42,6 +43,9 @@ LARGE_BUDGET = 0.05
 """Accuracy that may be left at a budget at which nothing can hold."""
 SATURATED = 0.3
 """Share of pixels at the edge of the purifier's ball from which on the clip hides gradients."""
+
+DISAGREEING = 0.1
+"""Mean cosine between the gradients of two queries from which down they are mostly noise of the draws."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +301,20 @@ def _active(checks: list[dict[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 check, "red", f"Random noise at {row['radius']} breaks as many of {n} images as {row['attack']} does."
             )
+        elif check == "draws-disagree" and row["cosine"] < DISAGREEING:
+            yield Finding(
+                check,
+                "amber",
+                f"{row['attack']}: two gradients, each averaged over {row['draws']} draws, have a cosine of {row['cosine']:.2f}: the "
+                "attack follows the noise of its draws. Raise eot.",
+            )
+        elif check == "rounding" and row["restored"] >= max(2, POINT * n):
+            yield Finding(
+                check,
+                "amber",
+                f"Rounded to whole grey levels, as image files hold them, {row['restored']} of {n} images that {row['attack']} breaks "
+                f"at {row['radius']} are right again.",
+            )
         elif check in ("more-steps", "more-draws", "more-restarts") and row["fallen"] >= 2:
             what = check.removeprefix("more-")
             yield Finding(
@@ -354,6 +372,16 @@ def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> I
         "noise": float(_standing(shaken).float().mean()),
         "attacked": float(_standing(base).float().mean()),
     }
+    rounded = _standing(_judged(evaluator, attack, batch, radius, (attacked * 255).round() / 255))
+    yield own | {"check": "rounding", "restored": int((rounded & ~_standing(base)).sum())}
+    if evaluator.randomised:
+        target = evaluator.target(attack, batch, radius)
+        first, second = (target.gradient(attacked, batch.labels, cross_entropy, query).ascent for query in (0, 1))
+        cosine = torch.nn.functional.cosine_similarity(first.flatten(1), second.flatten(1))
+        # Where both are zero there is no disagreement: that is another check's affair.
+        alive = (first.flatten(1).norm(dim=1) > 0) | (second.flatten(1).norm(dim=1) > 0)
+        agreement = float(cosine[alive].mean()) if alive.any() else 1.0
+        yield own | {"check": "draws-disagree", "draws": attack.eot, "cosine": agreement}
     if evaluator.purifier is not None and evaluator.purifier.traits.ball is not None:
         edge = evaluator.purifier.traits.ball
         purified = evaluator.purify(attacked, keys(recipe.seed, "saturation", batch.ids))
