@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 
-from robustmim.types import Signed
+from robustmim.types import PerSample, Signed
 
 BETA_FIRST, BETA_LAST = 0.1, 20.0
 
@@ -21,6 +21,11 @@ BETA_FIRST, BETA_LAST = 0.1, 20.0
 def level_at_time(time: float) -> float:
     """Return the noise level at a time in [0, 1]."""
     return math.sqrt(math.expm1(BETA_FIRST * time + (BETA_LAST - BETA_FIRST) * time**2 / 2))
+
+
+def levels_at_times(times: PerSample) -> PerSample:
+    """Return the noise level of each sample's time."""
+    return (BETA_FIRST * times + (BETA_LAST - BETA_FIRST) * times.square() / 2).expm1().sqrt()
 
 
 def time_of_level(level: float) -> float:
