@@ -459,7 +459,8 @@ class PretrainRecipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
     mask_ratios: tuple[float, ...] = (0.5,)
-    """Fractions hidden, taken in turns, step by step. A masked diffusion model takes 0 as well: nothing is hidden."""
+    """Fractions hidden, taken in turns, step by step. A masked diffusion model takes 0 as well, and so does `loss_over` all:
+    nothing is hidden."""
     denoising: DenoisingConfig = DenoisingConfig()
     """Noise and loss of a diffusion model."""
     bridge: BridgeConfig | None = None
@@ -469,6 +470,9 @@ class PretrainRecipe:
     input_noise: Radius = Radius("0/255")
     """Largest deviation of Gaussian noise on what the network sees (each image draws its own, from zero up); the target
     stays clean, so that predictions do not follow small perturbations of their surroundings (ours)."""
+    noise_law: Literal["uniform", "constant", "gamma"] = "uniform"
+    """How an image draws the deviation of its input noise: from zero up, the result clipped to [0, 1] (ours); always
+    `input_noise` (DMAE); or by a gamma distribution of shape 25 whose mean that is (NIM). The latter two are not clipped."""
     loss_over: Literal["hidden", "all"] = "hidden"
     """Patches the training loss counts."""
     attack: MaskedAttackConfig | None = None

@@ -45,6 +45,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.purify.baselines.median",
         "robustmim.purify.baselines.soap",
         "robustmim.purify.baselines.adp",
+        "robustmim.purify.baselines.nim",
+        "robustmim.purify.baselines.dmae",
     ),
     "attack": (
         "robustmim.attacks.pgd",

@@ -143,6 +143,38 @@ class MaskedAutoencoder(nn.Module):
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(self.decoder_blocks[-1](tokens, first)))
 
+    def _scale(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a normalised target subtracts from each patch and divides it by; 0 and 1 for pixels."""
+        if self.target == "pixels":
+            return torch.zeros((), device=patches.device), torch.ones((), device=patches.device)
+        mean = patches.mean(-1, keepdim=True)
+        # Written out, as `var` is three times slower; divided by one less than the number of pixels, as released.
+        variance = (patches - mean).square().sum(-1, keepdim=True) / (patches.shape[-1] - 1)
+        return mean, (variance + 1e-6).sqrt()
+
+    def render(self, x: Images, mask: Mask, *, reference: Images | None = None) -> Images:
+        """Draw every patch as it is predicted, visible ones too; for a model that was trained on all of them.
+
+        Args:
+            x: images, or noised ones, which need not lie in [0, 1].
+            mask: what is hidden; it may be nothing.
+            reference: images whose patches have the mean and deviation that a normalised prediction lacks; default: `x`.
+
+        Returns:
+            Images in [0, 1].
+
+        Raises:
+            InputError: an image or a mask of the wrong size.
+        """
+        self._check(x, mask, None)
+        visible, hidden = split_ids(mask)
+        encoded, _ = self.encode(patchify(self.normalise(x), self.patch_size), visible)
+        predicted = self.decode(encoded, visible, hidden, every=True)
+        mean, deviation = self._scale(patchify(self.normalise(x if reference is None else reference), self.patch_size))
+        patches = take(predicted, torch.cat([visible, hidden], dim=1).argsort(1)) * deviation + mean
+        whole = unpatchify(patches, self.patch_size, self.grid(*x.shape[-2:]))
+        return self.normalise.undo(whole).clamp(0, 1)
+
     def reconstruct(
         self,
         x: Images,
@@ -169,12 +201,7 @@ class MaskedAutoencoder(nn.Module):
 
         goal = patches if target is None else patchify(self.normalise(target), self.patch_size)
         goal = take(goal, hidden if loss_over == "hidden" else torch.cat([visible, hidden], dim=1))
-        mean, deviation = torch.zeros((), device=x.device), torch.ones((), device=x.device)
-        if self.target == "normalised":
-            mean = goal.mean(-1, keepdim=True)
-            # Written out, as `var` is three times slower; divided by one less than the number of pixels, as released.
-            variance = (goal - mean).square().sum(-1, keepdim=True) / (goal.shape[-1] - 1)
-            deviation = (variance + 1e-6).sqrt()
+        mean, deviation = self._scale(goal)
         error = predicted - (goal - mean) / deviation
         loss = (error if units == "model" else error * deviation).square().mean((1, 2))
 

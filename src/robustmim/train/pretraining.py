@@ -5,7 +5,7 @@ One objective does all three, by what it is given; its free variant takes the at
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ from robustmim.train.distributed import gathered
 from robustmim.train.masked_attack import attack_reconstruction, reconstruction
 from robustmim.train.objectives import Objective
 from robustmim.train.perturbed_noise import PerturbedNoiseTraining
-from robustmim.types import Images, Mask, Tokens
+from robustmim.types import Images, Mask, PerSample, Tokens
+
+NoiseLaw = Literal["uniform", "constant", "gamma"]
 
 
 class InformationTerm:
@@ -101,6 +103,16 @@ def _loss(
     return {"loss": mean + information.config.weight * estimate, "reconstruction": mean, "information": estimate}
 
 
+def noise_deviations(keys: Keys, scale: float, law: NoiseLaw) -> PerSample:
+    """Draw a deviation for each sample: uniform from 0 to `scale`, `scale` itself, or gamma of shape 25 with that mean."""
+    if law == "constant":
+        return torch.full((len(keys),), scale, device=keys.values.device)
+    if law == "uniform":
+        return keys.uniform(1)[:, 0] * scale
+    # A gamma variable of whole shape k is the sum of k exponential ones.
+    return -torch.log1p(-keys.uniform(25)).mean(1) * scale
+
+
 class MaskedPretraining:
     """Mean squared error of the patches under fresh masks, of images as they are, noisy, or attacked.
 
@@ -108,6 +120,7 @@ class MaskedPretraining:
         ratios: fractions hidden, taken in turns, step by step.
         input_noise: largest deviation of Gaussian noise on the visible part; each sample draws its own from zero up. The
             target stays clean.
+        noise_law: how a sample draws its deviation instead; see `PretrainRecipe.noise_law`.
         loss_over: which patches count.
         attack: on what the network sees; its target stays clean.
         information: penalty; the model is then an `EncoderModel`.
@@ -118,23 +131,29 @@ class MaskedPretraining:
         ratios: tuple[float, ...],
         input_noise: float = 0.0,
         *,
+        noise_law: NoiseLaw = "uniform",
         loss_over: Counted = "hidden",
         attack: MaskedAttackConfig | None = None,
         information: InformationTerm | None = None,
     ) -> None:
-        self.ratios, self.input_noise, self.loss_over = ratios, input_noise, loss_over
+        self.ratios, self.input_noise, self.noise_law, self.loss_over = ratios, input_noise, noise_law, loss_over
         self.attack, self.information = attack, information
 
     def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
         """Return the loss of the batch."""
         ratio = self.ratios[step % len(self.ratios)]
         clean = batch.images
-        mask = random_mask(keys.fold("mask"), cast(MaskedModel, model).grid(*clean.shape[-2:]), ratio)
+        grid = cast(MaskedModel, model).grid(*clean.shape[-2:])
+        if ratio:
+            mask = random_mask(keys.fold("mask"), grid, ratio)
+        else:
+            mask = torch.zeros(len(clean), *grid, dtype=torch.bool, device=clean.device)
         seen = clean
         if self.input_noise:
             drawn = keys.fold("noise")
-            deviation = drawn.fold("deviation").uniform(1).view(-1, 1, 1, 1) * self.input_noise
-            seen = (seen + deviation * drawn.normal(*seen.shape[1:])).clamp(0, 1)
+            deviation = noise_deviations(drawn.fold("deviation"), self.input_noise, self.noise_law).view(-1, 1, 1, 1)
+            seen = seen + deviation * drawn.normal(*seen.shape[1:])
+            seen = seen.clamp(0, 1) if self.noise_law == "uniform" else seen
         if self.attack is not None:
             seen = attack_reconstruction(model, clean, mask, keys, self.attack, ratio=ratio, loss_over=self.loss_over)
         return _loss(model, clean, seen, mask, self.loss_over, self.information)
@@ -224,6 +243,8 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         raise RecipeError("`attack` and `free` exclude each other: choose the attack, or the free variant of it")
     if recipe.input_noise and (attack is not None or free is not None):
         raise RecipeError("`input_noise` and an attack exclude each other")
+    if 0 in recipe.mask_ratios and (recipe.loss_over != "all" or attack is not None or free is not None):
+        raise RecipeError("mask_ratios: 0 hides nothing, and so asks for loss_over: all, without an attack")
     if free is not None and free.replays < 2:
         raise RecipeError(f"free.replays is {free.replays}, but a gradient can only be reused in a second step")
     if attack is not None and attack.steps < 1:
@@ -251,5 +272,10 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
     if free is not None:
         return FreeMaskedPretraining(recipe.mask_ratios, free, loss_over=recipe.loss_over, information=term)
     return MaskedPretraining(
-        recipe.mask_ratios, recipe.input_noise, loss_over=recipe.loss_over, attack=attack, information=term
+        recipe.mask_ratios,
+        recipe.input_noise,
+        noise_law=recipe.noise_law,
+        loss_over=recipe.loss_over,
+        attack=attack,
+        information=term,
     )
