@@ -60,7 +60,7 @@ def test_fields_are_robustbenchs():
 
 
 def test_only_autoattack_itself_is_called_so():
-    other = dataclasses.replace(RECIPE, attacks=(AttackConfig(name="AutoAttack", attack="apgd"),))
+    other = dataclasses.replace(RECIPE, attacks=(AttackConfig(name="AutoAttack", attack="apgd-ce"),))
     random = dataclasses.replace(RECIPE, attacks=(dataclasses.replace(STANDARD, options={"version": "rand"}),))
     own = row("AutoAttack", "8/255", 0.265)
     for found, recipe in (

@@ -100,7 +100,7 @@ def measure(
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import Evaluator, cells, dealt, read_records, reference_images
+    from robustmim.evaluate.run import REFERENCES, Evaluator, cells, dealt, read_records, reference_images
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
@@ -111,7 +111,11 @@ def measure(
     device = choose_device(options.device)
     classifier = open_classifier(options.classifier, options.arch, device=device)
     source = open_source(recipe.data, device)
-    reference = reference_images(source, device)
+    # An attacker has as much of the data however few images are measured.
+    limit = recipe.data.limit
+    few = limit is not None and limit < REFERENCES
+    known = open_source(dataclasses.replace(recipe.data, limit=REFERENCES), device) if few else source
+    reference = reference_images(known, device)
     check_classifier(classifier, reference, len(source.classes))
     evaluator = Evaluator(classifier, make_purifier(purify, device=device) if purify else None, recipe, reference)
     if options.dry_run:

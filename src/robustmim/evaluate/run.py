@@ -40,6 +40,8 @@ from robustmim.types import Images
 
 Defence = Literal["bare", "purified"]
 NO_ATTACK = "none"
+REFERENCES = 64
+"""Images that an attacker has of the data."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _learns(gradient: GradientConfig) -> bool:
 
 def reference_images(source: Source, device: torch.device) -> Images:
     """Return what an attacker has of the data: the first 64 images, the same however the work is dealt out."""
-    return source.fetch(torch.arange(min(64, len(source)))).to(device).float() / 255
+    return source.fetch(torch.arange(min(REFERENCES, len(source)))).to(device).float() / 255
 
 
 def dealt(source: Source, batch_size: int, world: World) -> list[int]:
