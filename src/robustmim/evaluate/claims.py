@@ -167,7 +167,7 @@ def claim(
     architecture: str | None = None,
 ) -> dict[str, Any]:
     """Sum up the records: every accuracy with its interval, what must be said with it, and RobustBench's fields."""
-    recipe, purified = evaluator.recipe, purifier is not None
+    recipe, purified = evaluator.recipe, evaluator.purifier is not None
     costs = _costs(folder)
     table = []
     for cell in cells(recipe, purified=purified):
@@ -296,6 +296,13 @@ def save_examples(evaluator: Evaluator, source: Source, folder: Path, *, device:
     return traces
 
 
+def _name(evaluator: Evaluator, purify: PurifyRecipe | None) -> str | None:
+    if purify is not None:
+        return describe(purify)
+    # One's own, without a recipe.
+    return None if evaluator.purifier is None else type(evaluator.purifier).__name__
+
+
 def conclude(
     evaluator: Evaluator,
     source: Source,
@@ -312,7 +319,7 @@ def conclude(
         read_records(folder.path),
         evaluator,
         classifier=classifier,
-        purifier=describe(purify) if purify else None,
+        purifier=_name(evaluator, purify),
         classes=source.classes,
         folder=folder.path,
         checks=checks,
