@@ -80,6 +80,7 @@ def _zoo() -> Iterator[tuple[str, str]]:
     import torch
 
     from robustmim.errors import RobustmimError
+    from robustmim.models.edm import Denoiser
     from robustmim.models.masked import MaskedModel
     from robustmim.models.zoo import about_model, load_model, zoo_names
     from robustmim.purify.amrm import AMRMPure
@@ -95,7 +96,10 @@ def _zoo() -> Iterator[tuple[str, str]]:
                 purifier(x, keys=keys(0, "doctor", content_ids(x)))
                 what = f"{(time.perf_counter() - began) / 2 / purifier.config.steps * 1000:.1f} ms an image and step"
             else:
-                model(x)
+                if isinstance(model, Denoiser):
+                    model.denoise(2 * x - 1, torch.full((len(x),), 0.5))
+                else:
+                    model(x)
                 what = f"{(time.perf_counter() - began) / 2 * 1000:.1f} ms an image"
             yield "fine", f"{name}: {about_model(name).get('summary', '')} ({what})"
         except RobustmimError as error:
