@@ -27,7 +27,9 @@ case_of photographs-efficientnet-lite0 "evaluate imagenet-linf" efficientnet-lit
 case_of cifar10-fast-cnn-adversarial "evaluate standard" fast-cnn-adversarial-cifar10 none --checks.images 0 --attacks '[{name: PGD-50, options: {steps: 50, step_size: 0.1}}, {name: APGD-CE, attack: apgd-ce, options: {steps: 50}}, {name: APGD-T, attack: apgd-targeted, options: {steps: 20, targets: 3}}]'
 case_of gradient-modes-resnet56-masked-conv "evaluate gradient-modes" "$resnet56" recommended-cifar10
 case_of gradient-modes-fast-cnn-masked-conv "evaluate gradient-modes" fast-cnn-cifar10 recommended-cifar10
-# A purifier that holds: trained through the classifier, judged by the suite for smooth purifiers; and the classifier alone.
+# A purifier that holds? Trained through the classifier, judged by the suite for smooth purifiers; and the classifier alone.
+# First, 50 minutes of a core each (what they logged is in training.jsonl): robustmim robustify masked-conv-one-pass-cifar10,
+# robustmim robustify masked-conv-one-pass-robust-cifar10.
 case_of holds-resnet56-one-pass "evaluate adaptive-smooth" "$resnet56" one-pass-cifar10 --radii '[2/255]'
 case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'
 case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 none --radii '[8/255]'

@@ -3,8 +3,8 @@
     python tools/publish_zoo.py runs/masked-conv-cifar10 masked-conv-cifar10 --summary "masked convolution, CIFAR-10"
 
 The claim is computed here, from the weights as they ship: accuracy on the whole test set for a classifier, masked loss at
-ratio 0.25 for a masked model, denoising loss at EDM's noise levels for a denoiser, with recipe, commit, seed, hardware and seconds. What a purifier built on it achieves is in
-results/, which this file names.
+ratio 0.25 for a masked model, denoising loss at EDM's noise levels for a denoiser, with recipe, commit, seed, hardware and
+seconds. What a purifier built on it achieves is in results/, which this file names.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
+from robustmim.config import DenoisingConfig
 from robustmim.data import sources
-from robustmim.evaluate.accuracy import classifier_accuracy, in_order
+from robustmim.evaluate.accuracy import classifier_accuracy, denoising_errors, in_order
 from robustmim.evaluate.statistics import wilson_interval
-from robustmim.models.edm import log_normal_levels, to_signed, weighted_error
 from robustmim.models.masked import parameter_count
 from robustmim.models.masking import random_mask
 from robustmim.models.zoo import ZOO, load_model, save_model
@@ -38,27 +38,19 @@ def measure(model: torch.nn.Module, config: dict, validation: dict) -> dict:
         accuracy = classifier_accuracy(model, source, device=CPU)
         low, high = wilson_interval(round(accuracy * len(source)), len(source))
         return {"accuracy": accuracy, "low": round(low, 4), "high": round(high, 4), "images": len(source)}
-    losses = []
-    denoises = config["kind"] == "denoiser"
-    with torch.no_grad():
-        for batch in in_order(source, 64, CPU):
-            if denoises:
-                drawn = keys(0, "claim", batch.ids)
-                error = weighted_error(
-                    model,
-                    to_signed(batch.images),
-                    sigma=log_normal_levels(drawn.fold("level"), -1.2, 1.2),
-                    noise=drawn.fold("noise").normal(*batch.images.shape[1:]),
-                )
-                losses += error.tolist()
-                continue
-            mask = random_mask(keys(0, "claim", batch.ids), model.grid(*batch.images.shape[-2:]), 0.25)
-            losses += model.reconstruct(batch.images, mask).loss.tolist()
-    values = torch.tensor(losses)
+    if config["kind"] == "denoiser":
+        name, values = "denoising_loss", denoising_errors(model, source, config=DenoisingConfig(), seed=0, device=CPU)
+    else:
+        name, losses = "masked_loss_at_0.25", []
+        with torch.no_grad():
+            for batch in in_order(source, 64, CPU):
+                mask = random_mask(keys(0, "claim", batch.ids), model.grid(*batch.images.shape[-2:]), 0.25)
+                losses += model.reconstruct(batch.images, mask).loss.tolist()
+        values = torch.tensor(losses)
     error = float(values.std() / len(values) ** 0.5)
     mean = float(values.mean())
     return {
-        "denoising_loss" if denoises else "masked_loss_at_0.25": mean,
+        name: mean,
         "low": mean - 1.96 * error,
         "high": mean + 1.96 * error,
         "images": len(source),

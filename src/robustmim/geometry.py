@@ -121,3 +121,7 @@ class Ball:
         """Return the distance `[B]` of `x` from `center` in this norm."""
         order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[self.norm]
         return torch.linalg.vector_norm((x - center).flatten(1), ord=order, dim=1)
+
+
+EVERYWHERE = Ball(eps=float("inf"))
+"""All images: what a purifier without a ball may reach."""

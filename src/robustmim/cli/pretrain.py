@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.cli.training import open_loader, open_source, run_training
     from robustmim.data.loader import Batches, Mixture, Replayed
     from robustmim.errors import RecipeError
-    from robustmim.evaluate.accuracy import denoising_loss, masked_loss
+    from robustmim.evaluate.accuracy import denoising_errors, masked_loss
     from robustmim.models.edm import Denoiser
     from robustmim.models.masked import MaskedModel
     from robustmim.models.zoo import copy_weights, saved_config
@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> int:
 
         def evaluate(trained: torch.nn.Module) -> dict[str, float]:
             if isinstance(trained, Denoiser) and not isinstance(trained, MaskedModel):
-                loss = denoising_loss(
+                errors = denoising_errors(
                     trained, validation, config=recipe.denoising, seed=recipe.run.seed, device=here.device
                 )
-                return {"denoising_loss": loss}
+                return {"denoising_loss": float(errors.mean())}
             assert isinstance(trained, MaskedModel)
             loss = masked_loss(
                 trained, validation, ratio=recipe.validation_ratio, seed=recipe.run.seed, device=here.device

@@ -17,6 +17,7 @@ from robustmim.models.edm import Denoiser, log_normal_levels, to_signed, weighte
 from robustmim.models.masked import MaskedModel, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.rng import keys
+from robustmim.types import PerSample
 
 
 def in_order(source: Source, batch_size: int, device: torch.device) -> Iterator[Batch]:
@@ -74,7 +75,7 @@ def masked_loss(
 
 
 @torch.no_grad()
-def denoising_loss(
+def denoising_errors(
     model: Denoiser,
     source: Source,
     *,
@@ -82,16 +83,17 @@ def denoising_loss(
     seed: int,
     device: torch.device,
     batch_size: int = 128,
-) -> float:
-    """Return the mean weighted denoising error, with levels and noise fixed by (seed, sample id); no class is told."""
-    total = 0.0
+) -> PerSample:
+    """Return each sample's weighted denoising error, with level and noise fixed by (seed, sample id); no class is told."""
+    errors = []
     for batch in in_order(source, batch_size, device):
         drawn = keys(seed, "validation", batch.ids)
-        error = weighted_error(
-            model,
-            to_signed(batch.images),
-            sigma=log_normal_levels(drawn.fold("level"), config.log_mean, config.log_deviation),
-            noise=drawn.fold("noise").normal(*batch.images.shape[1:]),
+        errors.append(
+            weighted_error(
+                model,
+                to_signed(batch.images),
+                sigma=log_normal_levels(drawn.fold("level"), config.log_mean, config.log_deviation),
+                noise=drawn.fold("noise").normal(*batch.images.shape[1:]),
+            )
         )
-        total += float(error.sum())
-    return total / len(source)
+    return torch.cat(errors)

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from robustmim.errors import InputError
-from robustmim.models.masked import Reconstruction, hidden_mean
-from robustmim.models.masking import check_mask, enlarge
+from robustmim.models.masked import PixelModel
 from robustmim.models.vit import grid_of
 from robustmim.registry import register
-from robustmim.types import Images, Mask
+from robustmim.types import Images
 
 
 @register("masked-model", "context-encoder")
-class ContextEncoder(nn.Module):
+class ContextEncoder(PixelModel):
     """Predict hidden regions of [0, 1] images of one size.
 
     Args:
@@ -85,26 +84,3 @@ class ContextEncoder(nn.Module):
         for layer in self.decoder[:-1]:
             features = self.activation(layer(features))
         return self.decoder[-1](features) + 0.5
-
-    def reconstruct(
-        self,
-        x: Images,
-        mask: Mask,
-        *,
-        target: Images | None = None,
-        need_pixels: bool = False,
-        need_attention: bool = False,
-    ) -> Reconstruction:
-        """Predict the hidden pixels of `x` and compare with `target` (default: `x`); see `MaskedModel`.
-
-        The loss is in squared pixel units. There is no attention to return.
-
-        Raises:
-            InputError: an image or a mask of the wrong size.
-        """
-        check_mask(mask, self.grid(*x.shape[-2:]))
-        hidden = enlarge(mask, self.patch_size)
-        predicted = self.predict(x, hidden)
-        loss = hidden_mean((predicted - (x if target is None else target)).square(), hidden)
-        pixels = torch.where(hidden, predicted, x).clamp(0, 1) if need_pixels else None
-        return Reconstruction(loss=loss, pixels=pixels)

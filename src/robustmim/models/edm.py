@@ -98,7 +98,11 @@ def weighted_error(
         noise: standard normal.
         labels: classes, where the model knows any.
     """
-    estimate = denoiser.denoise(clean + per_pixel(sigma) * noise, sigma, labels=labels)
+    return weighted(denoiser.denoise(clean + per_pixel(sigma) * noise, sigma, labels=labels), clean, sigma)
+
+
+def weighted(estimate: Signed, clean: Signed, sigma: PerSample) -> PerSample:
+    """Return λ(σ) · mean squared error of an estimate of the clean images, `[B]` (EDM, Eq. 8)."""
     return precondition(sigma).weight * (estimate - clean).square().mean((1, 2, 3))
 
 

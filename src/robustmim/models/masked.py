@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustmim.models.masking import check_mask, enlarge
 from robustmim.rng import Keys
 from robustmim.types import Images, Mask, PerSample, Tokens
 
@@ -123,6 +124,47 @@ def hidden_mean(error: Float[Tensor, "batch channels height width"], hidden: Ten
     """Average an error over the hidden pixels of each sample. `hidden` is `[B, 1, H, W]`, bool."""
     weight = hidden.to(error.dtype)
     return (error * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * error.shape[1])
+
+
+class PixelModel(nn.Module):
+    """A masked model that predicts all pixels from the visible ones at once; `MaskedModel` by two functions of its own.
+
+    Attributes:
+        patch_size: pixels on a side of a cell of the mask.
+    """
+
+    patch_size: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the mask for an image of this size; InputError where it does not fit."""
+        raise NotImplementedError
+
+    def predict(self, x: Images, hidden: Tensor) -> Images:
+        """Predict every pixel of images `[B, 3, H, W]` in [0, 1]; `hidden` is `[B, 1, H, W]`, bool."""
+        raise NotImplementedError
+
+    def reconstruct(
+        self,
+        x: Images,
+        mask: Mask,
+        *,
+        target: Images | None = None,
+        need_pixels: bool = False,
+        need_attention: bool = False,
+    ) -> Reconstruction:
+        """Predict the hidden pixels of `x` and compare with `target` (default: `x`); see `MaskedModel`.
+
+        The loss is in squared pixel units. There is no attention to return.
+
+        Raises:
+            InputError: an image or a mask of the wrong size.
+        """
+        check_mask(mask, self.grid(*x.shape[-2:]))
+        hidden = enlarge(mask, self.patch_size)
+        predicted = self.predict(x, hidden)
+        loss = hidden_mean((predicted - (x if target is None else target)).square(), hidden)
+        pixels = torch.where(hidden, predicted, x).clamp(0, 1) if need_pixels else None
+        return Reconstruction(loss=loss, pixels=pixels)
 
 
 def parameter_count(module: nn.Module) -> int:

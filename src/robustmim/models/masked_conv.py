@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustmim.errors import InputError
-from robustmim.models.masked import Reconstruction, hidden_mean
-from robustmim.models.masking import check_mask, enlarge
+from robustmim.models.masked import PixelModel
 from robustmim.models.vit import grid_of
 from robustmim.registry import register
-from robustmim.types import Images, Mask
+from robustmim.types import Images
 
 _REACH = 2  # the filling looks two pixels far: a 5 × 5 window
 
@@ -60,7 +59,7 @@ class _Filling(nn.Module):
 
 
 @register("masked-model", "masked-conv")
-class MaskedConvolution(nn.Module):
+class MaskedConvolution(PixelModel):
     """Predict hidden pixels of [0, 1] images of any size.
 
     Args:
@@ -136,23 +135,3 @@ class MaskedConvolution(nn.Module):
             features = self.decoder[level](self.up[level](features) + skipped[level])
         predicted = filled + F.pixel_shuffle(self.head(features), 2)
         return predicted[..., :height, :width] + 0.5
-
-    def reconstruct(
-        self,
-        x: Images,
-        mask: Mask,
-        *,
-        target: Images | None = None,
-        need_pixels: bool = False,
-        need_attention: bool = False,
-    ) -> Reconstruction:
-        """Predict the hidden pixels of `x` and compare with `target` (default: `x`); see `MaskedModel`.
-
-        The loss is in squared pixel units. There is no attention to return.
-        """
-        check_mask(mask, self.grid(*x.shape[-2:]))
-        hidden = enlarge(mask, self.patch_size)
-        predicted = self.predict(x, hidden)
-        loss = hidden_mean((predicted - (x if target is None else target)).square(), hidden)
-        pixels = torch.where(hidden, predicted, x).clamp(0, 1) if need_pixels else None
-        return Reconstruction(loss=loss, pixels=pixels)

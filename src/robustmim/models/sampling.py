@@ -19,11 +19,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from robustmim.config import Solver
 from robustmim.models.edm import Denoiser, noise_grid, to_unit
 from robustmim.models.variance_preserving import variance_preserving_step
+from robustmim.recompute import recomputed
 from robustmim.rng import Keys
 from robustmim.types import Images, Labels, PerSample, Signed
 
@@ -83,11 +83,7 @@ def walk_down(
 
     for step in range(len(levels) - 1):
         before = x
-        if torch.is_grad_enabled() and x.requires_grad:
-            # Draws are keyed, so there is no generator to restore.
-            x, estimate = checkpoint(take, x, step, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x, estimate = take(x, step)
+        x, estimate = recomputed(take, x, step)
         if callback is not None:
             callback({"step": step, "level": levels[step], "x": before, "estimate": estimate})
     return x

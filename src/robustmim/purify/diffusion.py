@@ -14,7 +14,7 @@ from torch import nn
 
 from robustmim.config import DiffusionConfig, GradientConfig
 from robustmim.data.images import check_images
-from robustmim.geometry import Ball
+from robustmim.geometry import EVERYWHERE
 from robustmim.models.edm import Denoiser, noise_grid, to_signed, to_unit
 from robustmim.models.masked import freeze
 from robustmim.models.sampling import walk_down
@@ -76,7 +76,7 @@ class DiffusionPurifier:
                     "value": (estimate - x).square().mean((1, 2, 3)),
                     "gradient": (state["x"] - state["estimate"])[:size] / 2,
                     "center": x,
-                    "ball": Ball(norm="linf", eps=float("inf")),
+                    "ball": EVERYWHERE,
                 }
             )
 

@@ -13,7 +13,7 @@ import torch
 from robustmim.config import GradientConfig, ReconstructionConfig
 from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
-from robustmim.geometry import Ball
+from robustmim.geometry import EVERYWHERE
 from robustmim.models.masked import MaskedModel, freeze, with_draws
 from robustmim.models.masking import enlarge, hidden_count, partition_masks
 from robustmim.purify.amrm import padded_batch
@@ -75,8 +75,7 @@ class MaskedReconstruction:
         with torch.inference_mode(False), torch.no_grad():
             predicted, loss = self.predict(x.detach().clone(), keys)
             if callback is not None:
-                everywhere = Ball(norm="linf", eps=float("inf"))
-                state = {"step": 0, "x": x, "value": loss, "gradient": x - predicted, "center": x, "ball": everywhere}
+                state = {"step": 0, "x": x, "value": loss, "gradient": x - predicted, "center": x, "ball": EVERYWHERE}
                 callback(state)
             return self._blended(x, predicted)
 

@@ -26,7 +26,7 @@ from robustmim.config import BridgeConfig
 from robustmim.data.loader import Batch
 from robustmim.descent import projected_descent
 from robustmim.geometry import Ball
-from robustmim.models.edm import Denoiser, per_pixel, precondition, to_signed, to_unit
+from robustmim.models.edm import Denoiser, per_pixel, to_signed, to_unit, weighted
 from robustmim.models.variance_preserving import levels_at_times
 from robustmim.rng import Keys
 from robustmim.train.masked_attack import attacked_model
@@ -73,5 +73,4 @@ class BridgeTraining:
                 step_size=lambda number: config.step_size,
                 maximise=True,
             ).last
-        wrong = (estimate(attacked) - clean).square().mean((1, 2, 3))
-        return {"loss": (precondition(sigma).weight * wrong).mean()}
+        return {"loss": weighted(estimate(attacked), clean, sigma).mean()}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustmim.config import PerturbedNoiseConfig
 from robustmim.data.loader import Batch
-from robustmim.models.edm import Denoiser, per_pixel, precondition, to_signed, to_unit
+from robustmim.models.edm import Denoiser, per_pixel, to_signed, to_unit, weighted
 from robustmim.models.variance_preserving import levels_at_times
 from robustmim.rng import Keys
 from robustmim.train.masked_attack import attacked_model
@@ -66,5 +66,4 @@ class PerturbedNoiseTraining:
                 confusion = F.cross_entropy(self.classifier(to_unit(estimate(leaf))), batch.labels, reduction="sum")
                 total = total + torch.autograd.grad(confusion, leaf)[0]
                 perturbation = gaussian_by_rank(total, keys.fold("rank", number))
-        wrong = (estimate(perturbation) - clean).square().mean((1, 2, 3))
-        return {"loss": (precondition(sigma).weight * wrong).mean()}
+        return {"loss": weighted(estimate(perturbation), clean, sigma).mean()}

@@ -15,17 +15,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from robustmim.config import GradientConfig, ReconstructionConfig
 from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
-from robustmim.geometry import Ball
+from robustmim.geometry import EVERYWHERE
 from robustmim.models.edm import Denoiser, to_signed, to_unit
 from robustmim.models.masked import MaskedModel, freeze
 from robustmim.purify.amrm import padded_batch
 from robustmim.purify.reconstruct import MaskedReconstruction
 from robustmim.purify.traits import Callback, Traits
+from robustmim.recompute import recomputed
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images
@@ -151,12 +151,7 @@ class AdaptiveDenoisingPurification:
         going = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for step in range(steps):
             before = x
-            if torch.is_grad_enabled() and x.requires_grad:
-                x, going, away = checkpoint(
-                    self._step, x, going, keys.fold("step", step), use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x, going, away = self._step(x, going, keys.fold("step", step))
+            x, going, away = recomputed(self._step, x, going, keys.fold("step", step))
             if callback is not None:
                 callback(
                     {
@@ -165,7 +160,7 @@ class AdaptiveDenoisingPurification:
                         "value": away[:size].square().mean((1, 2, 3)),
                         "gradient": away[:size],
                         "center": center,
-                        "ball": Ball(norm="linf", eps=float("inf")),
+                        "ball": EVERYWHERE,
                     }
                 )
             if not going.any():

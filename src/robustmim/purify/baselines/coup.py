@@ -12,12 +12,10 @@ on noise.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustmim.config import DiffusionConfig, GradientConfig, Solver, Spacing
 from robustmim.errors import RecipeError
@@ -25,6 +23,7 @@ from robustmim.models.edm import Denoiser, per_pixel, to_unit
 from robustmim.models.masked import freeze
 from robustmim.purify.diffusion import DiffusionPurifier
 from robustmim.purify.traits import Callback, Traits
+from robustmim.recompute import recorded, slopes
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images, Labels, PerSample, Signed
@@ -40,9 +39,8 @@ class _Guided:
         self._guidance, self._through = guidance, through
 
     def denoise(self, noised: Signed, sigma: PerSample, *, labels: Labels | None = None) -> Signed:
-        twice = torch.is_grad_enabled() and noised.requires_grad
-        # Fused attention has no second derivative.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+        twice = recorded(noised)
+        with slopes(twice=twice):
             point = noised if twice else noised.detach().requires_grad_()
             estimate = self._model.denoise(point, sigma)
             seen = estimate if self._through == "estimate" else point / (1 + per_pixel(sigma).square()).sqrt()

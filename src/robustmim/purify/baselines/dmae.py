@@ -10,21 +10,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from robustmim.config import GradientConfig
-from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
 from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.masked import freeze
 from robustmim.models.masking import hidden_count, random_mask
 from robustmim.purify.amrm import padded_batch
-from robustmim.purify.traits import Callback, Traits
+from robustmim.purify.baselines.one_pass import OnePass
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images
 
 
 @register("purifier", "dmae")
-class DenoisingMaskedAutoencoder:
+class DenoisingMaskedAutoencoder(OnePass):
     """Add noise, hide patches, and draw all of them from those left; the mean over several such draws.
 
     Args:
@@ -38,6 +36,8 @@ class DenoisingMaskedAutoencoder:
         RecipeError: a negative deviation, a ratio outside (0, 1), no draw, or another kind of model.
     """
 
+    randomised = True
+
     def __init__(self, model: nn.Module, *, noise: float = 0.25, mask_ratio: float = 0.75, average: int = 1) -> None:
         if noise < 0:
             raise RecipeError(f"dmae: noise is a standard deviation, but this one is {noise}")
@@ -49,33 +49,8 @@ class DenoisingMaskedAutoencoder:
         freeze(model)
         self.model, self.noise, self.mask_ratio, self.average = model, noise, mask_ratio, average
 
-    @property
-    def traits(self) -> Traits:
-        """What an attacker must know."""
-        return Traits(randomised=True, optimises_at_test_time=False, steps=1)
-
-    def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
-        """Return purified images `[B, 3, H, W]` in [0, 1]; `callback` is told nothing, for there are no steps.
-
-        Raises:
-            InputError: images out of range, not finite, or of a size the model does not take.
-        """
-        if len(x) == 0:
-            return x
-        check_images(x)
-        with torch.no_grad():
-            return self._drawn(x.detach(), keys)
-
-    def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
-        """Return purified images with their exact gradient, whatever the mode.
-
-        Raises:
-            InputError: as above.
-        """
-        check_images(x)
-        return self._drawn(x, keys)
-
-    def _drawn(self, x: Images, keys: Keys) -> Images:
+    def purified(self, x: Images, keys: Keys) -> Images:
+        """Return the mean of the predictions; see `OnePass`."""
         size = len(x)
         x, keys = padded_batch(x, keys)
         grid = self.model.grid(*x.shape[-2:])

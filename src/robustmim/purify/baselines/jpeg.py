@@ -18,7 +18,7 @@ from robustmim.adjoint import straight_through
 from robustmim.config import GradientConfig
 from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
-from robustmim.purify.traits import Callback, Traits
+from robustmim.purify.baselines.one_pass import OnePass
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images
@@ -94,7 +94,7 @@ def _doubled(x: Tensor) -> Tensor:
 
 
 @register("purifier", "jpeg")
-class Jpeg:
+class Jpeg(OnePass):
     """Compress as JPEG does, and decompress.
 
     Equal to Pillow's encoder and decoder but for the rounding of their integer arithmetic: nearly all pixels to within two
@@ -115,21 +115,9 @@ class Jpeg:
         self._luminance, self._chrominance = quantisation_steps(quality)
         self._basis = cosine_basis()
 
-    @property
-    def traits(self) -> Traits:
-        """What an attacker must know."""
-        return Traits(randomised=False, optimises_at_test_time=False, steps=1)
-
-    def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
-        """Return images `[B, 3, H, W]` of 256 levels in [0, 1]; nothing is drawn, and `callback` is told nothing.
-
-        Raises:
-            InputError: images out of range or not finite.
-        """
-        if len(x) == 0:
-            return x
-        with torch.no_grad():
-            return self._compressed(x.detach(), torch.round, torch.round)
+    def purified(self, x: Images, keys: Keys) -> Images:
+        """Return images of 256 levels in [0, 1]; nothing is drawn."""
+        return self._compressed(x, torch.round, torch.round)
 
     def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
         """Return compressed images with a gradient in the place of the roundings' own, which is zero.
@@ -141,7 +129,7 @@ class Jpeg:
         the attacker's purifier computes these functions: the cubic one, or no rounding at all.
 
         Raises:
-            InputError: as above.
+            InputError: images out of range or not finite.
         """
 
         def chosen(hard: Tensor, smooth: Tensor) -> Tensor:
@@ -151,10 +139,10 @@ class Jpeg:
             hard = v.round().detach()
             return chosen(hard, hard + (v - hard) ** 3 if gradient.mode in ("tanh", "rational") else v)
 
+        check_images(x)
         return self._compressed(x, lambda v: chosen(v.round(), v), coefficient)
 
     def _compressed(self, x: Images, level: Rounding, coefficient: Rounding) -> Images:
-        check_images(x)
         height, width = x.shape[-2:]
         # The border is repeated until whole blocks are full, before colour is halved.
         padded = F.pad(level(255 * x), (0, -width % 16, 0, -height % 16), mode="replicate")

@@ -12,21 +12,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from robustmim.config import GradientConfig
-from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
 from robustmim.models.edm import Denoiser, to_signed, to_unit
 from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.masked import freeze
 from robustmim.purify.amrm import padded_batch
-from robustmim.purify.traits import Callback, Traits
+from robustmim.purify.baselines.one_pass import OnePass
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images
 
 
 @register("purifier", "nim")
-class NoisyImageModelling:
+class NoisyImageModelling(OnePass):
     """Add noise, and let one pass of the network take it away.
 
     Args:
@@ -39,6 +37,8 @@ class NoisyImageModelling:
         RecipeError: a deviation that is not above zero, or a model that cannot denoise.
     """
 
+    randomised = True
+
     def __init__(self, model: nn.Module, *, noise: float = 70 / 255) -> None:
         if not noise > 0:
             raise RecipeError(f"nim: noise is a standard deviation above 0, but this one is {noise}")
@@ -48,33 +48,8 @@ class NoisyImageModelling:
         self.network: MaskedAutoencoder | Denoiser = model
         self.noise = noise
 
-    @property
-    def traits(self) -> Traits:
-        """What an attacker must know."""
-        return Traits(randomised=True, optimises_at_test_time=False, steps=1)
-
-    def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
-        """Return denoised images `[B, 3, H, W]` in [0, 1]; `callback` is told nothing, for there are no steps.
-
-        Raises:
-            InputError: images out of range, not finite, or of a size the model does not take.
-        """
-        if len(x) == 0:
-            return x
-        check_images(x)
-        with torch.no_grad():
-            return self._denoised(x.detach(), keys)
-
-    def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
-        """Return denoised images with their exact gradient, whatever the mode.
-
-        Raises:
-            InputError: as above.
-        """
-        check_images(x)
-        return self._denoised(x, keys)
-
-    def _denoised(self, x: Images, keys: Keys) -> Images:
+    def purified(self, x: Images, keys: Keys) -> Images:
+        """Return denoised images; see `OnePass`."""
         size = len(x)
         x, keys = padded_batch(x, keys)
         noised = x + self.noise * keys.fold("noise").normal(*x.shape[1:]).to(x)

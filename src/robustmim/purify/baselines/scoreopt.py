@@ -14,22 +14,20 @@ The optimiser is Adam; the slope goes through the denoiser, which is not detache
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 from robustmim.config import GradientConfig
 from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
-from robustmim.geometry import Ball
+from robustmim.geometry import EVERYWHERE
 from robustmim.models.edm import Denoiser, per_pixel, to_signed, to_unit
 from robustmim.models.masked import freeze
 from robustmim.purify.amrm import padded_batch
 from robustmim.purify.traits import Callback, Traits
+from robustmim.recompute import recomputed, recorded, slopes
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images, PerSample, Signed
@@ -118,13 +116,7 @@ class ScoreOpt:
         first, second = torch.zeros_like(point), torch.zeros_like(point)
         for step in range(steps):
             before = point
-            if torch.is_grad_enabled() and point.requires_grad:
-                # Draws are keyed, so there is no generator to restore.
-                point, first, second, slope, value = checkpoint(
-                    self._step, point, first, second, step, keys, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                point, first, second, slope, value = self._step(point, first, second, step, keys)
+            point, first, second, slope, value = recomputed(self._step, point, first, second, step, keys)
             if callback is not None:
                 callback(
                     {
@@ -133,7 +125,7 @@ class ScoreOpt:
                         "value": value[:size],
                         "gradient": 2 * slope[:size],
                         "center": given,
-                        "ball": Ball(norm="linf", eps=float("inf")),
+                        "ball": EVERYWHERE,
                     }
                 )
         if self.form == "noised":
@@ -155,9 +147,8 @@ class ScoreOpt:
         self, point: Signed, first: Tensor, second: Tensor, step: int, keys: Keys
     ) -> tuple[Signed, Tensor, Tensor, Signed, PerSample]:
         """Take one step of Adam; return point and moments after it, and slope and value before."""
-        twice = torch.is_grad_enabled() and point.requires_grad
-        # Fused attention has no second derivative.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+        twice = recorded(point)
+        with slopes(twice=twice):
             leaf = point if twice else point.detach().requires_grad_()
             value = self._loss(leaf, step, keys)
             (slope,) = torch.autograd.grad(value.sum(), leaf, create_graph=twice)

@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustmim.config import GradientConfig
-from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
-from robustmim.purify.traits import Callback, Traits
+from robustmim.purify.baselines.one_pass import OnePass
 from robustmim.registry import register
 from robustmim.rng import Keys
 from robustmim.types import Images
@@ -35,7 +33,7 @@ def _divergence(down: Tensor, right: Tensor) -> Tensor:
 
 
 @register("purifier", "total-variation")
-class TotalVariation:
+class TotalVariation(OnePass):
     """Denoise by total variation: a fixed number of steps of Chambolle's projection algorithm.
 
     Args:
@@ -53,33 +51,8 @@ class TotalVariation:
             raise RecipeError(f"total-variation takes at least one step, not {steps}")
         self.weight, self.steps = weight, steps
 
-    @property
-    def traits(self) -> Traits:
-        """What an attacker must know; the optimisation is a fixed formula, with no network in it."""
-        return Traits(randomised=False, optimises_at_test_time=False, steps=self.steps)
-
-    def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
-        """Return denoised images `[B, 3, H, W]` in [0, 1]; nothing is drawn, and `callback` is told nothing.
-
-        Raises:
-            InputError: images out of range or not finite.
-        """
-        if len(x) == 0:
-            return x
-        check_images(x)
-        with torch.no_grad():
-            return self._denoised(x.detach())
-
-    def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:
-        """Return denoised images with the exact gradient of the steps taken, whatever the mode.
-
-        Raises:
-            InputError: as above.
-        """
-        check_images(x)
-        return self._denoised(x)
-
-    def _denoised(self, x: Images) -> Images:
+    def purified(self, x: Images, keys: Keys) -> Images:
+        """Return denoised images, with the gradient of the steps taken; see `OnePass`."""
         # p, the dual variable: one vector for each pixel and channel, of length 1 at most (Chambolle 2004, Eq. 9).
         down, right = torch.zeros_like(x), torch.zeros_like(x)
         for _ in range(self.steps):
