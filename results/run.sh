@@ -12,7 +12,8 @@ case_of() {
   shift 4
   if [ ${#wanted[@]} -gt 0 ] && [[ ! " ${wanted[*]} " == *" $name "* ]]; then return; fi
   # shellcheck disable=SC2086  # the command brings its recipe, and the classifier may bring an option
-  "${ROBUSTMIM:-robustmim}" $command --classifier $classifier --purifier "$purifier" --out "results/$name" "$@"
+  "${ROBUSTMIM:-robustmim}" $command --classifier $classifier --purifier "$purifier" --out "results/$name" "$@" ||
+    [ $? -eq 4 ] # finished, with a red finding: a result like any other
 }
 
 case_of cifar10-fast-cnn-masked-conv "evaluate cifar10-linf" fast-cnn-cifar10 recommended-cifar10
@@ -37,3 +38,9 @@ case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adv
 case_of certify-fast-cnn-adversarial-sigma-0.12 "certify cifar10-sigma-0.12" fast-cnn-adversarial-cifar10 none
 case_of certify-fast-cnn-adversarial-sigma-0.25 "certify cifar10-sigma-0.25" fast-cnn-adversarial-cifar10 none
 case_of l2-fast-cnn-adversarial "evaluate cifar10-l2" fast-cnn-adversarial-cifar10 none --limit 200
+# Is an image attacked? 20 steps instead of the recipe's 40 for every attack: those that know the detector go through the purifier.
+case_of detect-fast-cnn-reconstruction "detect detect-cifar10" fast-cnn-cifar10 recommended-cifar10 --score reconstruction --steps 20
+case_of detect-fast-cnn-descent "detect detect-cifar10" fast-cnn-cifar10 recommended-cifar10 --score descent --steps 20
+case_of detect-fast-cnn-disagreement "detect detect-cifar10" fast-cnn-cifar10 recommended-cifar10 --score disagreement --steps 20
+case_of detect-fast-cnn-attention "detect detect-cifar10" fast-cnn-cifar10 amrm-mae-patch4-cifar10 --score attention --steps 20
+case_of detect-fast-cnn-amv "detect detect-cifar10" fast-cnn-cifar10 amrm-mae-patch4-cifar10 --score attention --statistic amv --steps 20

@@ -179,6 +179,204 @@ def seeing() -> str:
     return "\n".join(lines) + "\n"
 
 
+COUNTERPARTS = {
+    "DiffPure": "diffpure-ddpm-unet-cifar10",
+    "AMRM-Pure, MAE": "amrm-mae-patch4-cifar10",
+    "AMRM-Pure, MaskDiT": "amrm-maskdit-micro-cifar10",
+}
+"""The recipe that does what a row of AMRM-Pure's Table 5 does, on a network of ours."""
+
+
+def passes(forward: float, backward: float) -> str:
+    return f"{forward:g} + {backward:g}" if forward else ""
+
+
+def speeds() -> str:
+    """Return the table of what every purifier costs, by the newest record, and the paper's times."""
+    paths = sorted((ROOT / "benchmarks" / "records").glob("*-purifiers/record.json"))
+    records = [(path.parent, json.loads(path.read_text())) for path in paths]
+    # Those that do not tell what was left out are older than the right count of backward passes.
+    records = [(folder, record) for folder, record in records if "left_out" in record]
+    if not records:
+        return ""
+    folder, record = records[-1]
+    rows, machine = record["results"], record["environment"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    lines = [
+        "",
+        "## What purifiers cost",
+        "",
+        f"{record['batch']} images of 32 × 32 pixels at once, medians of {record['rounds']} interleaved rounds of one run, "
+        f"processor time; {machine['hardware']}, {threads}, torch {machine['torch']}, commit {machine['commit']}. *Passes*: "
+        "images through the masked model or the denoiser, forward + backward, for each image; *of the classifier*: through "
+        f"{record['defended']}, which is defended. *Plain*: the same purifier as one would first write it "
+        "(`benchmarks/reference.py`), given its masks and noise, which ours draws; *the same* where no plain form differs. "
+        "*Apart*: percent of the pixel values at which the two differ by more than a quarter of a grey level. "
+        f"`benchmarks/records/{folder.name}`",
+        "",
+        "| recipe | | passes | of the classifier | ms an image | plain, ms | plain / ours | apart |",
+        "|---" * 8 + "|",
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["ms_an_image"]):
+        found = [name, row["what"], passes(row["forward"], row["backward"])]
+        found += [passes(row["classifier_forward"], row["classifier_backward"]), f"{row['ms_an_image']:.2f}"]
+        if "ratio" in row:
+            found += [f"{row['plain_ms_an_image']:.2f}", f"{row['ratio']:.2f}", f"{row['values_apart'] * 100:.2g}"]
+        else:
+            found += [row["plain"], "", ""]
+        lines.append("| " + " | ".join(found) + " |")
+    if record["left_out"]:
+        told = "; ".join(f"{name}: {reason.split('. ')[0]}" for name, reason in record["left_out"].items())
+        lines += ["", f"Left out: {told}."]
+    paper = record["paper_table_5"]
+    lines += [
+        "",
+        f"AMRM-Pure's Table 5, on {paper['hardware']} at batch {paper['batch']}, for how many images is not said. Its networks "
+        "are larger than ours (MAE-Base has a hundred times the weights of our masked autoencoder), its steps are others, and so "
+        "is the machine: the columns side by side say nothing of which code is faster.",
+        "",
+        f"| Table 5 | CIFAR-10, s | ImageNet, s | here, {record['batch']} images of 32 × 32, s ({machine['hardware']}, {threads}) |",
+        "|---|---|---|---|",
+    ]
+    for name, seconds in paper["seconds"].items():
+        ours = COUNTERPARTS.get(name)
+        here = f"{rows[ours]['ms_an_image'] * record['batch'] / 1000:.2f} ({ours})" if ours in rows else ""
+        lines.append(f"| {name} | {seconds['CIFAR-10']:.2f} | {seconds['ImageNet']:.2f} | {here} |")
+    return "\n".join(lines) + "\n"
+
+
+ATTACKERS = {"gray-box": "gray box", "aware of the detector": "knows it"}
+SCORES = {
+    "reconstruction": "masked loss",
+    "descent": "log of masked loss over that of the purified image",
+    "disagreement": "KL of the classifier's answer from that on the purified image",
+    "attention": "mean entropy of the attention maps",
+    "amv": "attention matrix variation (AMV) against the purified image",
+}
+
+
+def share(row: dict) -> str:
+    """Return a share in percent with its interval; nothing where there was nothing to count."""
+    return f"{row['share'] * 100:.1f} [{row['low'] * 100:.0f}, {row['high'] * 100:.0f}]" if row["n"] else ""
+
+
+def detections(claims: list[tuple[Path, dict]]) -> str:
+    """Return the table of scores by budgets: how well attacked images are told from clean ones, and what slips through."""
+    columns = [f"{name}: {what}" for name in ATTACKERS.values() for what in ("AUROC", "detected", "fooled, undetected")]
+    lines = [
+        "## Is an image attacked?",
+        "",
+        "*AUROC*: chance that an attacked image scores above a clean one; 0.5 is guessing. *Detected*: percent of the attacked "
+        "images above the threshold, which is taken from other, clean images. *Fooled, undetected*: percent of the images "
+        "that the classifier has right which the attack makes wrong and keeps below the threshold. *Gray box*: PGD on the "
+        "classifier; every image it ends with counts, fooled or not. *Knows it*: PGD on classifier and score together, through "
+        "the purification, one draw a step, scored on fresh draws; it stops below the threshold, so its AUROC is not the least "
+        "that it could reach. More steps and draws would leave less detected.",
+        "",
+        "| " + " | ".join(["score", "ε", *columns]) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    notes = []
+    for folder, claim in sorted(claims, key=lambda pair: list(SCORES).index(pair[1]["score"])):
+        cells = {(row["attack"], row["radius"]): row for row in claim["attacks"]}
+        for radius in dict.fromkeys(row["radius"] for row in claim["attacks"]):
+            found = [claim["score"], budget(claim, radius)]
+            for attack in ATTACKERS:
+                row = cells[attack, radius]
+                area = row["auroc"]
+                found.append(f"{area['value']:.2f} [{area['low']:.2f}, {area['high']:.2f}]")
+                found += [share(row["detected"]), share(row["fooled_and_undetected"])]
+            lines.append("| " + " | ".join(found) + " |")
+        row, wrong = claim["attacks"][0], claim["clean"]
+        threads = claim["environment"]["threads"]
+        notes.append(
+            f"- *{claim['score']}*: {SCORES[claim['score']]}; {claim['classifier']}, {claim['purifier']}. {claim['data']}, "
+            f"n = {claim['images']} attacked ({row['fooled']['n']} of them right before), {claim['norm']}, {claim['steps']} steps, "
+            f"weights of the score {', '.join(f'{weight:g}' for weight in claim['weights'])}, seed {claim['seed']}. Threshold "
+            f"{claim['threshold']:.4g} from {claim['calibration']} clean images for {claim['false_positive_rate']:.0%} false "
+            f"positives; {share(claim['false_positives'])} % of the {claim['images']} others. Without any attack "
+            f"{share(wrong['wrong'])} % are wrong, {share(wrong['wrong_and_undetected'])} % wrong and undetected. "
+            f"{claim['environment']['hardware']}, {threads} thread{'s' * (threads > 1)}. `results/{folder.name}`"
+        )
+        notes += [f"  *{finding['level']}*: {finding['sentence']}" for finding in claim["findings"]]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def study(file: str, title: str, about: str, columns: dict[str, str]) -> str:
+    """Return the table of a study of purifiers (`tools/purifier_studies.py`): a row for each, "" where it has not been run."""
+    path = ROOT / "results" / file
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text())
+    rows = content["rows"]
+    counts = sorted({row["clean"]["n"] for row in rows.values()})
+    lines = [
+        f"## {title}",
+        "",
+        f"{about} {content['classifier']}, {content['data']}, n = {' to '.join(map(str, counts))}, l∞, seed {content['seed']}; "
+        f"{content['protocol']}. CPU time of one thread, {content['environment']['hardware']}. `results/{file}`, `results/studies.sh`",
+        "",
+        "| | " + " | ".join(columns.values()) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for name, row in rows.items():
+        written = {
+            "passes": f"{row['forward']} + {row['backward']}",
+            "sigma": f"{row.get('sigma', 0):.1f}",
+            "sees": ", ".join(f"{value:.2f}" for value in row.get("sees", {}).values()),
+            "cpu_milliseconds": f"{row['cpu_milliseconds']:.0f}",
+        }
+        cells = [written[key] if key in written else percent(row.get(key)) for key in columns]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines) + "\n\n"
+
+
+def scales() -> str:
+    """Return the table and the chart of the study of scales."""
+    text = study(
+        "mask-scales.json",
+        "The scale of the masks",
+        "The recommended descent (S 8, λ 3/255 cosine, η 16/255, mask 0.4, momentum 0.7) under masks of cells of so many pixels. "
+        "*σ*: RMS error of the prediction of hidden pixels, in 255ths, the mean over the scales. *Sees*: masked loss attacked / clean "
+        "at 2, 4, 8/255. All rows take eight gradients.",
+        {
+            "sigma": "σ",
+            "sees": "sees",
+            "clean": "clean",
+            "gray-box 2/255": "gray box 2/255",
+            "gray-box 4/255": "4/255",
+            "gray-box 8/255": "8/255",
+            "identity 2/255": "gray box and identity, 2/255",
+            "tanh 2/255": "and tanh",
+            "cpu_milliseconds": "ms an image",
+        },
+    )
+    picture = "![Accuracy over the error of the masked prediction, divided by the attack's budget](images/mask-scales.svg)\n\n"
+    return text + (picture if text else "")
+
+
+def few_steps() -> str:
+    """Return the table of the study of few steps."""
+    return study(
+        "few-steps.json",
+        "Few steps",
+        "The recommended descent in fewer steps, the lengths of which add up to the same 13.5/255. *Passes*: forward + backward "
+        "through the masked model. *Target only*: the gradient through the prediction's target, which needs no backward pass. "
+        "*Distilled*: one pass that learnt what the eight steps make of an image.",
+        {
+            "passes": "passes",
+            "cpu_milliseconds": "ms an image",
+            "clean": "clean",
+            "gray-box 2/255": "gray box 2/255",
+            "identity 2/255": "and identity",
+            "tanh 2/255": "and tanh: worst case",
+            "gray-box 4/255": "gray box 4/255",
+            "identity 4/255": "and identity",
+            "tanh 4/255": "and tanh: worst case",
+        },
+    )
+
+
 CHAIN = {
     "none": ("none", 0),
     "none-longer": ("none; fine-tuned for as long as the others are pre-trained and fine-tuned", 0),
@@ -254,13 +452,28 @@ def chain() -> str:
 
 def page() -> str:
     parts: dict[str, list[str]] = {}
+    detected: list[tuple[Path, dict]] = []
     for path in sorted((ROOT / "results").glob("*/claim.json")):
         claim = json.loads(path.read_text())
+        if "attacks" in claim:
+            detected.append((path.parent, claim))
+            continue
         write = certificate if "certified" in claim else table
         parts.setdefault(claim["data"], []).append(write(claim, path.parent))
     meaning = (ROOT / "results" / "meaning.md").read_text()
     body = "\n\n".join(f"## {data}\n\n" + "\n\n".join(tables) for data, tables in parts.items())
-    return HEAD + meaning.strip() + "\n\n" + body + "\n\n" + chain() + "\n" + seeing()
+    watching = [detections(detected)] if detected else []
+    return (
+        HEAD
+        + "\n\n".join([meaning.strip(), body, *watching])
+        + "\n\n"
+        + chain()
+        + "\n"
+        + scales()
+        + few_steps()
+        + seeing()
+        + speeds()
+    )
 
 
 def short_table() -> str:

@@ -134,6 +134,9 @@ class AMRMConfig:
     """Masks from iteration to iteration (A4)."""
     mask_average: int = 1
     """Masks whose losses are averaged in an iteration, K (A5)."""
+    mask_scales: tuple[int, ...] = (1,)
+    """How many times coarser than the model's cells those of a mask are, mask after mask, in turns (ours): [1, 2] alternates;
+    with mask_average 2, both at once; as long as the steps, [4, 4, 2, 2, 1, 1] goes from coarse to fine."""
     gradient: Literal["both", "input", "target"] = "both"
     """Path of the gradient: through the network's input, through the target, or both (A7)."""
     output: Literal["last", "mean", "best"] = "last"
@@ -461,6 +464,9 @@ class PretrainRecipe:
     mask_ratios: tuple[float, ...] = (0.5,)
     """Fractions hidden, taken in turns, step by step. A masked diffusion model takes 0 as well, and so does `loss_over` all:
     nothing is hidden."""
+    mask_scales: tuple[int, ...] = (1,)
+    """How many times coarser than the model's cells those of a mask are (see `AMRMConfig`), taken in turns, once all ratios
+    have had theirs: one model then serves several scales."""
     denoising: DenoisingConfig = DenoisingConfig()
     """Noise and loss of a diffusion model."""
     bridge: BridgeConfig | None = None
@@ -491,9 +497,14 @@ class ReconstructionConfig:
     """A purifier of one pass: each cell is replaced by what the masked model predicts for it when it is hidden."""
 
     mask_ratio: float = 0.5
-    """Fraction of cells hidden at a time; 1/k takes k passes and leaves no cell out."""
+    """Fraction of cells hidden at a time; 1/k takes k passes and leaves no cell out. 0: nothing is hidden, and the network,
+    which must be one that predicts visible pixels too, maps the image in one pass: deterministic, and after training through
+    the classifier (robustify) no longer a prediction of what is hidden."""
     blend: float = 1.0
     """Weight of the prediction in the result, 0 to 1; the rest is the input."""
+    masks: Literal["fresh", "fixed-global"] = "fresh"
+    """Cells dealt into masks at random for each image and call, or one deal for all images and calls: a deterministic
+    defence, which leaves an attacker nothing to average over and no luck to hide behind."""
 
 
 Solver = Literal["euler", "heun", "ancestral", "sde", "vp-sde"]
@@ -524,7 +535,7 @@ class BaselineConfig:
     name: str
     """Registered purifier."""
     model: str | None = None
-    """Zoo name or folder of the network it uses, if it uses one."""
+    """Zoo name or folder of the network it uses, if it uses one; "defended" for the classifier that it stands in front of."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the purifier."""
 
@@ -717,10 +728,15 @@ class RobustifyRecipe:
     """Share of each batch that is not attacked."""
     weights: Literal["all", "decoder", "low-rank"] = "all"
     """Which weights move (A19)."""
+    teacher: str | None = None
+    """A purification recipe, by name or file, to be learnt by heart: the loss is then the squared distance to what it makes of
+    the same images, not the classification (ours); the classifier only makes the examples. None for RAMRM."""
     rank: int = 4
     """Rank of the change of each layer, for low-rank."""
     anchor: float = 0.0
-    """Weight of the reconstruction loss of clean images (ours), which keeps the model a masked autoencoder."""
+    """Weight of the reconstruction loss of clean images (ours), which keeps the model a masked autoencoder. Where nothing is
+    hidden: of the squared distance of purified images from the clean ones. Without it, training may end in a purifier that
+    blots every image out, since a classifier that is surely wrong costs more than one that does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,10 @@ class Keys:
         """Return keys for `x.repeat(times, 1, 1, 1)`: copy k of a sample gets its key folded with k."""
         return Keys(torch.cat([self.fold("copy", k).values for k in range(times)]))
 
+    def shared(self) -> Keys:
+        """Return the one key that is the same for every sample and call: what is drawn from it is no secret."""
+        return Keys(torch.zeros_like(self.values))
+
     def to(self, device: torch.device | str) -> Keys:
         """Return the same keys on another device."""
         return Keys(self.values.to(device))

@@ -100,6 +100,7 @@ CONFIGS = {
     "best": AMRMConfig(steps=3, step_size=Radius("6/255"), output="best", momentum=0.5, start_noise=Radius("4/255")),
     "input": AMRMConfig(steps=3, step_size=Radius("6/255"), gradient="input"),
     "target": AMRMConfig(steps=3, step_size=Radius("6/255"), gradient="target"),
+    "scales": AMRMConfig(steps=3, step_size=Radius("6/255"), mask_scales=(2, 1), mask_average=2),
     "l2": AMRMConfig(steps=3, step_size=Radius("0.5"), norm="l2", radius=Radius("0.8")),
 }
 
@@ -135,7 +136,7 @@ def test_equals_the_full_graph_in_float32(mode):
 
 
 @pytest.mark.parametrize("model", [small_conv, small_mae])
-@pytest.mark.parametrize("which", ["momentum", "mean", "input", "target"])
+@pytest.mark.parametrize("which", ["momentum", "mean", "input", "target", "scales"])
 def test_gradients_in_the_weights_equal_the_full_graph(model, which):
     """RAMRM, Eq. 7: through every step of the purification into the masked model."""
     purifier = AMRMPure(model(), CONFIGS[which])

@@ -128,18 +128,30 @@ def plain_n_fgsm(model, x, goal, key):
 def plain_apgd_at(model, x, goal, key):
     model.eval()
     label = goal.argmax(1)
+
+    def error(logits):
+        return F.cross_entropy(logits, label, reduction="none")
+
     first = (x + (2 * key.fold("start").fold("start", 0).uniform(3, 8, 8) - 1) * EPS).clamp(0, 1)
-    second = climb(model, x, first, lambda logits: F.cross_entropy(logits, label, reduction="none"), 1, 2.0)
-    with torch.no_grad():
-        answers = [model(first), model(second)]
-    loss = [F.cross_entropy(a, label, reduction="none") for a in answers]
-    margins = [a.scatter(1, label[:, None], -math.inf).amax(1) - a.gather(1, label[:, None])[:, 0] for a in answers]
-    fell = [a.argmax(1) != label for a in answers]
-    # Broken before unbroken; of two broken ones the larger margin, of two others the larger loss.
-    later = torch.where(fell[0] & fell[1], margins[1] > margins[0], loss[1] > loss[0])
-    later = torch.where(fell[0] ^ fell[1], fell[1], later)
+    second = climb(model, x, first, error, 1, 2.0)
+    # Where the loss did not rise, the second move is half as long and begins at the first point; elsewhere it has momentum.
+    rose = (error(model(second)) > error(model(first)))[:, None, None, None]
+    straight = climb(model, x, second, error, 1, 2.0)
+    third = second + 0.75 * (straight - second) + 0.25 * (second - first)
+    shorter = climb(model, x, first, error, 1, 1.0)
+    third = torch.where(rose, third, first + 0.75 * (shorter - first))
+    third = torch.minimum(torch.maximum(third, x - EPS), x + EPS).clamp(0, 1)
+    # Broken before unbroken; of broken points the one of largest margin, of others that of largest loss.
+    points = torch.stack([first, second, third])
+    answers = torch.stack([model(point) for point in points]).detach()
+    loss = torch.stack([error(a) for a in answers])
+    other = answers.scatter(2, label.expand(3, -1)[..., None], -math.inf).amax(2)
+    margins = other - answers.gather(2, label.expand(3, -1)[..., None])[..., 0]
+    fell = answers.argmax(2) != label
+    value = torch.where(fell.any(0), margins.where(fell, torch.tensor(-math.inf)), loss)
     model.train()
-    descend(model, entropy(goal)(model(torch.where(later[:, None, None, None], second, first))).mean())
+    worst = points[value.argmax(0), torch.arange(len(x))]
+    descend(model, entropy(goal)(model(worst)).mean())
 
 
 def plain_trades(model, x, goal, key):

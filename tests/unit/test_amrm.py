@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from robustmim.config import AMRMConfig
+from robustmim.config import AMRMConfig, PurifyRecipe
 from robustmim.errors import InputError, RecipeError
 from robustmim.models.masking import random_mask
 from robustmim.purify.amrm import AMRMPure, ReconstructionObjective, step_sizes
 from robustmim.purify.defended import Defended
+from robustmim.purify.load import describe
 from robustmim.purify.trace import Trace
 from robustmim.radius import Radius
 from robustmim.rng import content_ids, keys
@@ -39,6 +40,8 @@ def model(request):
         variants(masks="fixed-global"),
         variants(masks="complementary", mask_average=2),
         variants(mask_average=2),
+        variants(mask_scales=(2, 1)),
+        variants(mask_scales=(1, 2), mask_average=2, masks="complementary"),
         variants(gradient="input"),
         variants(gradient="target"),
         variants(output="mean"),
@@ -70,6 +73,27 @@ def test_one_step_is_equation_4(model):
     (gradient,) = torch.autograd.grad(model.reconstruct(point, mask).loss.sum(), point)
     expected = (x - config.step_size * gradient.sign()).clamp(0, 1)
     torch.testing.assert_close(AMRMPure(model, config)(x, keys=KEYS), expected)
+
+
+def test_one_step_at_a_coarser_scale_is_equation_4_under_a_coarser_mask(model):
+    mask = random_mask(KEYS.fold("mask", 0), model.grid(16, 16), 0.25, 2)
+    point = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.reconstruct(point, mask).loss.sum(), point)
+    expected = (x - FEW.step_size * gradient.sign()).clamp(0, 1)
+    torch.testing.assert_close(AMRMPure(model, variants(steps=1, mask_scales=(2,)))(x, keys=KEYS), expected)
+
+
+def test_scales_that_do_not_fit_say_so():
+    with pytest.raises(InputError, match="scale 3 do not fit a grid of 16 × 16"):
+        AMRMPure(tiny_conv(), variants(mask_scales=(3,)))(x, keys=KEYS)
+    with pytest.raises(RecipeError, match="mask_scales"):
+        AMRMPure(tiny_conv(), variants(mask_scales=()))
+
+
+def test_a_description_names_the_scales():
+    recipe = PurifyRecipe(masked_model="some-model", amrm=variants(mask_scales=(4, 2, 1)))
+    assert "mask 0.25 fresh, scales 4 2 1" in describe(recipe)
+    assert "scales" not in describe(PurifyRecipe(masked_model="some-model"))
 
 
 def test_purification_lowers_the_loss_it_descends():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from robustmim.config import BaselineConfig, DiffusionConfig, GradientConfig, PurifyRecipe
 from robustmim.errors import RecipeError
@@ -13,7 +14,7 @@ from robustmim.models.edm import noise_grid, to_signed, to_unit
 from robustmim.models.variance_preserving import time_of_level
 from robustmim.purify.baselines.coup import COUP
 from robustmim.purify.diffusion import DiffusionPurifier
-from robustmim.purify.load import make_purifier
+from robustmim.purify.load import load_purifier, make_purifier
 from robustmim.purify.traits import DifferentiablePurifier
 from robustmim.rng import keys
 from tests.unit.gaussian import (
@@ -98,6 +99,19 @@ def test_a_recipe_names_both_networks(monkeypatch):
     monkeypatch.setattr("robustmim.purify.load.load_model", lambda name, device: CurvedDenoiser())
     monkeypatch.setattr("robustmim.purify.load.open_classifier", lambda name, device: TwoClasses())
     assert make_purifier(recipe)(x, keys=DRAWN).shape == x.shape
+
+
+def test_the_shipped_recipe_asks_the_classifier_that_is_defended():
+    photos = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for half in (slice(0, 1536), slice(1536, 3072)):
+        defended = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+        nn.init.zeros_(defended[1].weight)
+        nn.init.constant_(defended[1].weight[0, half], 1e-3)
+        found.append(load_purifier("coup-unet-cifar10", classifier=defended)(photos, keys=DRAWN[:2]))
+    assert (found[0] - found[1]).abs().max() > 1e-4
+    with pytest.raises(RecipeError, match="the classifier that it defends"):
+        load_purifier("coup-unet-cifar10")
 
 
 def test_mistakes_are_named():

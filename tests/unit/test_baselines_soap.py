@@ -9,6 +9,7 @@ from torch import nn
 from robustmim.adjoint import smooth_sign
 from robustmim.config import GradientConfig
 from robustmim.errors import InputError, RecipeError
+from robustmim.models.zoo import load_model
 from robustmim.purify.baselines.soap import Consistency, Rotation, Soap
 from robustmim.purify.load import load_purifier
 from robustmim.purify.traits import DifferentiablePurifier
@@ -170,8 +171,11 @@ def test_smooth_gradient_is_that_of_the_full_graph(auxiliary):
     assert (full - weights).abs().max() > 1e-3
 
 
-def test_the_shipped_recipe_builds_it():
-    assert load_purifier("soap-cifar10").traits.ball.eps == pytest.approx(40 / 255)
+def test_the_shipped_recipe_builds_it_on_the_classifier_that_is_defended():
+    classifier = load_model("fast-cnn-cifar10")
+    assert load_purifier("soap-cifar10", classifier=classifier).traits.ball.eps == pytest.approx(40 / 255)
+    with pytest.raises(RecipeError, match="the classifier that it defends"):
+        load_purifier("soap-cifar10")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from robustmim.errors import InputError, RecipeError
 from robustmim.models.masking import (
     MaskSchedule,
     check_mask,
+    coarser,
     enlarge,
     hidden_count,
+    in_turn,
     partition_masks,
     random_mask,
     split_ids,
@@ -77,6 +79,74 @@ def test_averaged_complementary_masks_cover_the_image_in_one_iteration():
     masks = MaskSchedule(scheme="complementary", average=4).masks(KEYS, (8, 8), 3)
     assert torch.stack(masks).sum(0).eq(1).all()
     assert len(MaskSchedule(average=3).masks(KEYS, (8, 8), 0)) == 3
+
+
+def constant_on_cells(mask, scale):
+    coarse = mask[:, ::scale, ::scale]
+    return torch.equal(mask, enlarge(coarse, scale)[:, 0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(1, 6), columns=st.integers(2, 6), scale=st.integers(1, 5), ratio=st.floats(0.01, 0.99))
+def test_a_coarse_mask_is_constant_on_its_cells_and_hides_the_same_share_of_them(rows, columns, scale, ratio):
+    mask = random_mask(KEYS, (rows * scale, columns * scale), ratio, scale)
+    assert mask.shape == (5, rows * scale, columns * scale)
+    assert constant_on_cells(mask, scale)
+    assert (mask.flatten(1).sum(1) == scale**2 * hidden_count(rows * columns, ratio)).all()
+    assert torch.equal(mask[2:3], random_mask(KEYS[2:3], (rows * scale, columns * scale), ratio, scale))
+
+
+def test_coarse_masks_are_drawn_for_themselves_and_dealt_without_overlap():
+    grid = (16, 16)
+    enlarged = enlarge(random_mask(KEYS, (8, 8), 0.25), 2)[:, 0]
+    assert not torch.equal(random_mask(KEYS, grid, 0.25, 2), enlarged)  # independent of those of another scale
+    parts = partition_masks(KEYS, grid, 0.25, 4)
+    assert torch.stack(parts).sum(0).eq(1).all()
+    assert all(constant_on_cells(part, 4) for part in parts)
+
+
+def test_scales_take_turns_mask_after_mask():
+    grid = (16, 16)
+
+    def coarsest(mask):
+        return max(scale for scale in (1, 2, 4) if constant_on_cells(mask, scale))
+
+    def scales(steps, **options):
+        schedule = MaskSchedule(scales=(4, 2, 1), **options)
+        return [[coarsest(mask) for mask in schedule.masks(KEYS, grid, step)] for step in range(steps)]
+
+    assert scales(4) == [[4], [2], [1], [4]]
+    assert scales(3, average=2) == [[4, 2], [1, 4], [2, 1]]
+    assert scales(2, average=3, scheme="fixed") == [[4, 2, 1], [4, 2, 1]]
+    assert scales(4, scheme="fixed-global") == scales(4, scheme="complementary") == scales(4)
+    plain, fresh = MaskSchedule(), MaskSchedule(scales=(2, 1))
+    assert torch.equal(plain.masks(KEYS, grid, 3)[0], fresh.masks(KEYS, grid, 3)[0])  # the scale changes nothing else
+
+
+def test_each_scale_cycles_through_partitions_of_its_own():
+    schedule = MaskSchedule(scheme="complementary", scales=(1, 2, 2))
+    masks = [schedule.masks(KEYS, (16, 16), step)[0] for step in range(12)]
+    fine = [mask for number, mask in enumerate(masks) if number % 3 == 0]
+    coarse = [mask for number, mask in enumerate(masks) if number % 3]
+    assert torch.stack(fine).sum(0).eq(1).all()
+    for four in (coarse[:4], coarse[4:]):
+        assert torch.stack(four).sum(0).eq(1).all()
+
+
+def test_scales_that_no_grid_can_have_are_refused():
+    with pytest.raises(InputError, match=r"scale 3 do not fit a grid of 16 × 8 cells.*15 × 6"):
+        random_mask(KEYS, (16, 8), 0.5, 3)
+    with pytest.raises(RecipeError, match="two patches"):
+        random_mask(KEYS, (16, 16), 0.5, 16)
+    for scales in ((), (0,), (1, -2)):
+        with pytest.raises(RecipeError, match="mask_scales"):
+            MaskSchedule(scales=scales)
+    assert coarser((16, 8), 4) == (4, 2)
+
+
+def test_training_gives_every_ratio_a_turn_at_every_scale():
+    turns = [in_turn((0.25, 0.5), (1, 2), step) for step in range(5)]
+    assert turns == [(0.25, 1), (0.5, 1), (0.25, 2), (0.5, 2), (0.25, 1)]
 
 
 def test_split_ids_and_enlarge():

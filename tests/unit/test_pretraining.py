@@ -104,6 +104,27 @@ def test_plain_loss_is_the_mean_over_the_hidden_part():
     torch.testing.assert_close(found["loss"], torch.stack(expected).mean())
 
 
+@pytest.mark.parametrize("changes", [{}, {"attack": CODE}, {"free": FreeAttackConfig(replays=2)}])
+def test_masks_of_several_scales_take_turns(changes):
+    class Watched(MeanOfTheVisible):
+        def reconstruct(self, x, mask, **rest):
+            self.masks = [*getattr(self, "masks", []), mask]
+            return super().reconstruct(x, mask, **rest)
+
+    model, batch = Watched(), batch_of(3, 8)
+    objective = pretraining_objective(recipe(mask_ratios=(0.25, 0.5), mask_scales=(1, 4), **changes), model)
+    replays = 2 if "free" in changes else 1
+    for turn, (ratio, scale) in enumerate([(0.25, 1), (0.5, 1), (0.25, 4), (0.5, 4)]):
+        for replay in range(replays):
+            model.masks = []
+            drawn = keys_of(batch, turn * replays + replay)
+            objective(model, batch, drawn, turn * replays + replay)["loss"].backward()
+            if replay == 0:
+                assert torch.equal(model.masks[-1], random_mask(drawn.fold("mask"), (8, 8), ratio, scale))
+            blocks = model.masks[0][:, ::scale, ::scale]  # the attack's own masks, where there are any
+            assert torch.equal(model.masks[0], enlarge(blocks, scale)[:, 0])
+
+
 def test_one_step_on_visible_pixels_goes_where_the_formula_says():
     """∂loss/∂x is one number for all visible pixels, 2w (w·mean(visible) - mean(hidden)) / (3·visible), and 0 for hidden."""
     model, batch = MeanOfTheVisible(), batch_of(4, 4)
@@ -612,6 +633,7 @@ def recipe(**changes) -> PretrainRecipe:
         ({"attack": TEXT, "free": FreeAttackConfig()}, "exclude"),
         ({"attack": TEXT, "input_noise": Radius("8/255")}, "exclude"),
         ({"free": FreeAttackConfig(replays=1)}, "replays"),
+        ({"mask_scales": (2, 0)}, "mask_scales"),
         ({"attack": MaskedAttackConfig(steps=0)}, "steps"),
         ({"information": InformationConfig(x="perturbation")}, "nothing is perturbed"),
         ({"information": InformationConfig(estimator="hsci")}, "Did you mean 'hsic'"),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scipy.stats import beta, norm
+from scipy.stats import beta, mannwhitneyu, norm
 
 from robustmim.evaluate.statistics import wilson_interval
 from robustmim.models.zoo import ZOO, about_model, zoo_names
@@ -56,12 +56,49 @@ def check_certificates(claim, records):
         assert row["correct"] == sum(radius >= row["radius"] for radius in right)
 
 
+def check_detection(claim, records):
+    """Threshold, AUROC (by SciPy) and counts, from the scores alone; calibration and attacked images are apart."""
+    cells = {(line["cell"], line["radius"]): {row["id"]: row for row in line["samples"]} for line in records}
+    assert len(cells) == len(records) == 2 + len(claim["attacks"])
+    calibration, clean = cells["calibration", "0"], cells["clean", "0"]
+    assert (len(calibration), len(clean)) == (claim["calibration"], claim["images"])
+    assert not calibration.keys() & clean.keys()
+    scores = sorted(row["score"] for row in calibration.values())
+    assert sum(score > claim["threshold"] for score in scores) <= claim["false_positive_rate"] * (len(scores) + 1)
+    assert claim["threshold"] in scores
+
+    def check(row, hits):
+        assert (row["count"], row["n"]) == (sum(hits), len(hits))
+        assert (row["low"], row["high"]) == pytest.approx(wilson_interval(row["count"], row["n"]), abs=1e-4)
+
+    def seen(row):
+        return row["score"] > claim["threshold"]
+
+    check(claim["false_positives"], [seen(row) for row in clean.values()])
+    check(claim["clean"]["wrong"], [not row["right"] for row in clean.values()])
+    check(claim["clean"]["wrong_and_undetected"], [not row["right"] and not seen(row) for row in clean.values()])
+    for row in claim["attacks"]:
+        found = cells[row["attack"], row["radius"]]
+        assert found.keys() == clean.keys()
+        pairs = mannwhitneyu([r["score"] for r in found.values()], [r["score"] for r in clean.values()]).statistic
+        assert row["auroc"]["value"] == pytest.approx(pairs / len(clean) ** 2, abs=1e-4)
+        before = [r for number, r in found.items() if clean[number]["right"]]
+        check(row["detected"], [seen(r) for r in found.values()])
+        check(row["fooled"], [not r["right"] for r in before])
+        check(row["fooled_and_detected"], [seen(r) for r in before if not r["right"]])
+        check(row["fooled_and_undetected"], [not r["right"] and not seen(r) for r in before])
+        check(row["wrong_and_undetected"], [not r["right"] and not seen(r) for r in found.values()])
+
+
 @pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.parent.name)
 def test_a_claim_is_its_records(path):
     claim = json.loads(path.read_text())
     records = [json.loads(line) for line in (path.parent / "records.jsonl").read_text().splitlines()]
     if "certified" in claim:
         check_certificates(claim, records)
+        return
+    if "attacks" in claim:
+        check_detection(claim, records)
         return
     if not isinstance(records[0]["predicted"], dict):
         check_cells(claim, records)

@@ -15,6 +15,7 @@ from robustmim.config import AMRMConfig, GradientConfig, ReconstructionConfig, R
 from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
 from robustmim.models.masked_conv import MaskedConvolution
+from robustmim.purify.load import load_purifier
 from robustmim.radius import Radius
 from robustmim.rng import keys
 from robustmim.train.robustify import Robustification, choose_weights, merge_low_rank
@@ -197,6 +198,46 @@ def test_one_pass_is_trained_by_the_exact_gradient_of_the_classification():
         return value
 
     assert slope.view(-1)[3].item() == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("student", [{"reconstruction": ReconstructionConfig(mask_ratio=0.0)}, {}])
+def test_a_teacher_is_imitated_and_not_the_labels(student):
+    model, classifier, batch = parts()
+    recipe = replace(RECIPE, teacher="recommended-cifar10", anchor=0.0, examples="gray-box", **student)
+    objective = Robustification(model, classifier, recipe)
+    drawn = keys(0, "step", batch.ids, 0)
+    attacked = objective.adversarial(batch.images, batch.labels, keys(0, "static", batch.ids))
+    wanted = load_purifier("recommended-cifar10")(attacked, keys=drawn.fold("teach"))
+    purified = objective.purifier(attacked, keys=drawn.fold("purify"))
+    found = loss_of(objective, batch)
+    torch.testing.assert_close(found["loss"], F.mse_loss(purified, wanted), rtol=1e-4, atol=1e-7)
+    assert not wanted.requires_grad
+    optimizer = torch.optim.Adam(objective.parameters, 3e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        now = loss_of(objective, batch)
+        now["loss"].backward()
+        optimizer.step()
+    assert now["distance"] < 0.9 * found["distance"]
+
+
+def test_a_teacher_that_is_not_there_is_named():
+    model, classifier, _ = parts()
+    with pytest.raises(RecipeError, match="recommended-cifar10"):
+        Robustification(model, classifier, replace(RECIPE, teacher="recomended-cifar10"))
+
+
+def test_the_command_distils(tmp_path):
+    pytest.importorskip("foolbox")
+    words = ["robustify", "masked-conv-distilled-cifar10", "--out", str(tmp_path), "--device", "cpu"]
+    words += ["--data.name", "samples-cifar10", "--data.split", "test", "--data.limit", "4", "--run.batch_size", "2"]
+    words += ["--validation.name", "samples-cifar10", "--validation.limit", "2", "--run.epochs", "1"]
+    assert main(words) == 0
+    from robustmim.runs import read_lines
+
+    rows = read_lines(tmp_path / "log.jsonl")
+    assert any("distance" in row for row in rows)
+    assert {"clean", "gray_box", "white_box"} <= rows[-1].keys()
 
 
 def test_the_command_trains_one_pass(tmp_path):

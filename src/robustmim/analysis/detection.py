@@ -1,7 +1,7 @@
 """Tell attacked images from clean ones by what a masked model makes of them.
 
 AMRM-Pure's premise is that an attack raises the reconstruction loss. Whether that can be seen in a single image is another
-question: images differ in their losses by far more than an attack adds. So there are four scores, larger for what looks
+question: images differ in their losses by far more than an attack adds. So there are five scores, larger for what looks
 attacked:
 
 - reconstruction: the masked loss, averaged over masks that hide every cell once.
@@ -9,6 +9,8 @@ attacked:
 - disagreement: KL divergence of the classifier's answer on the image from its answer on the purified one (the idea of Meng
   and Chen 2017, MagNet, with our purifier).
 - attention: the mean entropy of the attention maps; transformers only.
+- amv: the attention matrix variation of the image against itself purified (AMRM-Pure, section 3.1, compares with the clean
+  image, which a detector does not have; the purified one stands in for it); transformers with a decoder only.
 
 A score is differentiable, since an attacker who knows the detector must be able to descend it.
 """
@@ -26,11 +28,13 @@ from robustmim.config import GradientConfig
 from robustmim.errors import InputError, RecipeError
 from robustmim.models.masked import MaskedModel, with_draws
 from robustmim.models.masking import partition_masks
-from robustmim.purify.amrm import AMRMPure
+from robustmim.models.record import AttentionRecorder
+from robustmim.purify.traits import DifferentiablePurifier, MaskedPurifier, Purifier
 from robustmim.rng import Keys
-from robustmim.types import Images, PerSample
+from robustmim.types import Images, Mask, PerSample
 
-Score = Literal["reconstruction", "descent", "disagreement", "attention"]
+Score = Literal["reconstruction", "descent", "disagreement", "attention", "amv"]
+_PURIFYING = ("descent", "disagreement", "amv")
 _TINY = 1e-12
 
 
@@ -55,7 +59,8 @@ def threshold_at(clean: Sequence[float], false_positive_rate: float) -> float:
 def area_under_curve(clean: Sequence[float], attacked: Sequence[float]) -> tuple[float, float, float]:
     """Return the probability that an attacked image scores above a clean one (AUROC), and its 95 % interval.
 
-    Ties count half. The standard error is that of Hanley and McNeil (1982), for scores of two independent groups.
+    Ties count half. The standard error is that of Hanley and McNeil (1982), for scores of two independent groups; where the
+    attacked images are the clean ones attacked, whose scores rise and fall together, it errs on the wide side.
 
     Raises:
         InputError: a group without images.
@@ -71,54 +76,86 @@ def area_under_curve(clean: Sequence[float], attacked: Sequence[float]) -> tuple
     return area, max(0.0, area - half), min(1.0, area + half)
 
 
+def variation(maps: Sequence[Tensor], reference: Sequence[Tensor]) -> PerSample:
+    """Return the variation `[B]` of attention matrices `[B, heads, T, T]`, one a layer, against those of a reference.
+
+    The Frobenius norm of their difference, averaged over layers and heads: `purify.trace.attention_matrix_variation` of maps
+    that are there already, and differentiable.
+    """
+    return torch.stack(
+        [(a - b).square().sum((-2, -1)).sqrt().mean(1) for a, b in zip(maps, reference, strict=True)]
+    ).mean(0)
+
+
 class Detector:
     """Scores images; a sample's score depends on its pixels and its key alone.
 
     Args:
-        purifier: AMRM-Pure; its masked model and mask ratio are those of all scores.
+        purifier: its masked model and mask ratio are those of all scores but disagreement, which takes any purifier.
         score: which one.
         classifier: for "disagreement".
 
     Raises:
-        RecipeError: no classifier where one is needed.
+        RecipeError: no classifier where one is needed, no masked model, or a purifier without a gradient for the attacker.
     """
 
-    def __init__(self, purifier: AMRMPure, score: Score, classifier: nn.Module | None = None) -> None:
+    def __init__(self, purifier: Purifier, score: Score, classifier: nn.Module | None = None) -> None:
         if score == "disagreement" and classifier is None:
             raise RecipeError("the score disagreement compares answers of a classifier: name one")
+        named = type(purifier).__name__
+        masked = purifier if isinstance(purifier, MaskedPurifier) and purifier.mask_ratio > 0 else None
+        if score != "disagreement" and masked is None:
+            raise RecipeError(
+                f"the score {score} asks a masked model what it makes of hidden cells, and {named} hides none; take a purifier "
+                "that does, such as recommended-cifar10, or the score disagreement"
+            )
+        if score in _PURIFYING and not isinstance(purifier, DifferentiablePurifier):
+            raise RecipeError(
+                f"{named} has no gradient but the identity, so an attacker who knows the score {score} could not be tried in "
+                "earnest; take another purifier, such as recommended-cifar10"
+            )
         self.purifier, self.score, self.classifier = purifier, score, classifier
+        self._masked = masked
         # Descents are differentiated with the derivative that attacks on purifiers do best with.
         self.gradient = GradientConfig(mode="tanh")
 
-    @property
-    def model(self) -> MaskedModel:
-        """The masked model."""
-        return self.purifier.model
-
     def __call__(self, x: Images, keys: Keys) -> PerSample:
-        """Return the scores `[B]` of images `[B, C, H, W]` in [0, 1], differentiable in the images."""
+        """Return the scores `[B]` of images `[B, C, H, W]` in [0, 1], differentiable in the images.
+
+        Raises:
+            RecipeError: a score of attention, and a masked model that has none.
+        """
         if self.score == "reconstruction":
             return self._loss(x, keys)
         if self.score == "attention":
             return self._entropy(x, keys)
-        if x.requires_grad:
-            purified = self.purifier.differentiable(x, keys=keys.fold("purify"), gradient=self.gradient)
-        else:
-            purified = self.purifier(x, keys=keys.fold("purify"))
+        purified = self._purified(x, keys.fold("purify"))
+        if self.score == "amv":
+            return self._variation(x, purified, keys)
         if self.score == "descent":
             return (self._loss(x, keys) / self._loss(purified, keys).clamp(min=_TINY)).clamp(min=_TINY).log()
         assert self.classifier is not None
         answer, other = (self.classifier(z).log_softmax(1) for z in (x, purified))
         return (answer.exp() * (answer - other)).sum(1)
 
+    def _purified(self, x: Images, keys: Keys) -> Images:
+        if not x.requires_grad:
+            return self.purifier(x, keys=keys)
+        assert isinstance(self.purifier, DifferentiablePurifier)
+        return self.purifier.differentiable(x, keys=keys, gradient=self.gradient)
+
+    def _views(self, x: Images, keys: Keys) -> tuple[MaskedModel, list[Mask]]:
+        """Return the masked model with its draws made, and masks that hide every cell once."""
+        assert self._masked is not None
+        model, drawn = self._masked.model, keys.fold("score")
+        return with_draws(model, drawn), partition_masks(drawn, model.grid(*x.shape[-2:]), self._masked.mask_ratio)
+
     def _loss(self, x: Images, keys: Keys) -> PerSample:
-        masks = partition_masks(keys.fold("score"), self.model.grid(*x.shape[-2:]), self.purifier.config.mask_ratio)
-        model = with_draws(self.model, keys.fold("score"))
+        model, masks = self._views(x, keys)
         return torch.stack([model.reconstruct(x, mask).loss for mask in masks]).mean(0)
 
     def _entropy(self, x: Images, keys: Keys) -> PerSample:
-        masks = partition_masks(keys.fold("score"), self.model.grid(*x.shape[-2:]), self.purifier.config.mask_ratio)
-        model = with_draws(self.model, keys.fold("score"))
+        model, masks = self._views(x, keys)
         found: list[Tensor] = []
         for mask in masks:
             maps = model.reconstruct(x, mask, need_attention=True).attention
@@ -126,3 +163,18 @@ class Detector:
                 raise RecipeError("the score attention looks at attention maps, and this masked model has none")
             found += [-(part * part.clamp(min=_TINY).log()).sum(-1).mean((1, 2)) for part in maps]
         return torch.stack(found).mean(0)
+
+    def _variation(self, x: Images, purified: Images, keys: Keys) -> PerSample:
+        model, masks = self._views(x, keys)
+        return torch.stack(
+            [variation(_decoder_maps(model, x, mask), _decoder_maps(model, purified, mask)) for mask in masks]
+        ).mean(0)
+
+
+def _decoder_maps(model: MaskedModel, x: Images, mask: Mask) -> list[Tensor]:
+    if isinstance(model, nn.Module):
+        with AttentionRecorder(model, prefix="decoder_blocks") as recorder:
+            model.reconstruct(x, mask)
+        if recorder.maps:
+            return recorder.maps
+    raise RecipeError("the score amv looks at a decoder's attention maps, and this masked model has none")

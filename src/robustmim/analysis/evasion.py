@@ -2,7 +2,8 @@
 
 Detectors fall to attacks that descend their score (Carlini and Wagner 2017, "Adversarial examples are not easily detected").
 PGD on  CE(C(x), y) - w · max(0, (s(x) - t) / u + 1/2)  with s the score, t the threshold, u the spread of clean scores. It is run
-for several weights w; an image counts as evading if one of them does on draws that no run has seen.
+for several weights w; an image counts as evading if one of them does on draws that no run has seen. What comes back is always
+an attacked image, also where the attack failed: a clean one in its place would be taken for an attack that nobody notices.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def evade(
 ) -> Images:
     """Return for each sample an image that is classified wrongly and scores below the threshold, where one was found.
 
-    Where none was, the wrongly classified image with the lowest score stands, or the clean one.
+    Where none was, the wrongly classified image with the lowest score stands; where the classifier was never wrong, what the
+    last weight ended with. With the weight 0 alone it is the end of plain PGD, whatever the classifier says of it: an attacker
+    who does not know of the detector.
 
     Args:
         classifier: logits from [0, 1] images.
@@ -101,7 +104,8 @@ def evade(
         with torch.no_grad():
             wrong = classifier(found).argmax(1) != labels
             score = torch.where(wrong, detector(found, own.fold("check")), torch.full_like(lowest[left], torch.inf))
-        better = score < lowest[left]
+        # Not `<`: what fools nobody has an infinite score, and the image of a later run takes an earlier one's place.
+        better = score <= lowest[left]
         where = left.nonzero()[:, 0][better]
         result[where], lowest[where] = found[better], score[better]
         left = lowest > threshold

@@ -111,7 +111,8 @@ class _Climb:
         self.best_value = torch.where(better, slope.value, self.best_value)
         self.best_margin = torch.where(better, margins, self.best_margin)
         self.best = torch.where(_wide(better), self.now, self.best)
-        self.best_gradient = torch.where(_wide(better), slope.ascent, self.best_gradient)
+        if slope.gradient is not None:
+            self.best_gradient = torch.where(_wide(better), slope.gradient, self.best_gradient)
         self.reached = torch.maximum(self.reached, margins)
 
     def return_to_best(self, which: Bool[Tensor, " batch"], gradient: Images) -> Images:
@@ -147,7 +148,8 @@ class _AutoPGD:
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
         """Return the iterate at which a sample fell, or the best by its loss; see `Attack`.
 
-        The callback is told of the samples still at work, and of their places in the batch, "samples".
+        The callback is told of the samples still at work, and of their places in the batch, "samples"; at the last point of a
+        run the gradient is None.
         """
         ball, found = bounded(ball, x), Found.nothing(x)
         for run, (name, number, wanted) in enumerate(self._runs(target, x, y, found)):
@@ -179,18 +181,18 @@ class _AutoPGD:
     def _climb(
         self, climb: _Climb, ball: Ball, steps: int, queries: int, found: Found | None, callback: Callback | None
     ) -> None:
-        """Take `steps` steps in a ball, after `queries` earlier ones; what falls goes to `found` and leaves the climb."""
+        """Look at `steps` points in a ball, after `queries` earlier ones; what falls goes to `found` and leaves the climb."""
         checks = checkpoints(steps)
         every = max(1, round(0.04 * steps))
         climb.length = torch.full_like(climb.length, ball.eps * (1 if ball.norm == "l1" else 2))
         for step in range(steps):
             query = queries + step + 1
-            slope = climb.target.gradient(
-                climb.now, climb.y, self._loss(climb.wanted), query, progress=(queries % self.steps + step) / self.steps
-            )
-            gradient = slope.ascent
+            # No move follows the last point, so its gradient is nobody's.
+            ask = climb.target.gradient if step < steps - 1 else climb.target.value
+            progress = (queries % self.steps + step) / self.steps
+            slope = ask(climb.now, climb.y, self._loss(climb.wanted), query, progress=progress)
             if callback is not None:
-                told = {"step": query - 1, "x": climb.now, "value": slope.value, "gradient": gradient}
+                told = {"step": query - 1, "x": climb.now, "value": slope.value, "gradient": slope.gradient}
                 callback(told | {"center": climb.x, "ball": ball, "samples": climb.places})
             climb.take(slope)
             leave = torch.zeros_like(climb.shortened)
@@ -210,9 +212,9 @@ class _AutoPGD:
                     leave = leave | given_up
             if leave.any():
                 climb.keep(~leave)
-                gradient = gradient[~leave]
-            if not len(climb.places) or step == steps - 1:
+            if not len(climb.places) or slope.gradient is None:
                 break
+            gradient = slope.gradient[~leave] if leave.any() else slope.gradient
             if ball.norm == "l1":
                 gradient = _thin_out(climb, gradient, ball) if step and step % every == 0 else gradient
                 ahead = climb.now + _wide(climb.length) * _sparse(gradient, climb.share)
@@ -267,7 +269,7 @@ class APGDCrossEntropy(_AutoPGD):
     """Auto-PGD on the cross-entropy.
 
     Args:
-        steps: gradient queries of a run.
+        steps: points that a run looks at, the random start among them: one more than its moves and gradients.
         restarts: runs, each from another random point.
         drop: stop working on a sample once it has fallen.
         patience: give a sample up, for a run, once its margin would not reach a miss though it rose this many times as
@@ -296,7 +298,7 @@ class APGDTargeted(_AutoPGD):
     With fewer than four classes that ratio is not defined, and it climbs the targeted cross-entropy.
 
     Args:
-        steps: gradient queries of a run.
+        steps: points that a run looks at, see `APGDCrossEntropy`.
         restarts: runs for each class.
         targets: how many wrong classes, by the logits of the image as it is.
         drop: stop working on a sample once it has fallen.

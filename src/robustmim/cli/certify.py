@@ -75,7 +75,10 @@ def main(arguments: list[str]) -> int:
 
     device = choose_device(options.device)
     classifier = open_classifier(options.classifier, options.arch, device=device)
-    smoothed = Smoothed(base_classifier(classifier, make_purifier(purify, device=device) if purify else None), recipe)
+    smoothed = Smoothed(
+        base_classifier(classifier, make_purifier(purify, device=device, classifier=classifier) if purify else None),
+        recipe,
+    )
     source = open_source(recipe.data, device)
     first = source.fetch(torch.arange(min(2, len(source)))).to(device).float() / 255
     check_classifier(classifier, first, len(source.classes))

@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
     source = open_source(recipe.data, device)
     first = source.fetch(torch.arange(min(2, len(source)))).to(device).float() / 255
     check_classifier(classifier, first, len(source.classes))
-    purifier = make_purifier(purify, device=device) if purify else None
+    purifier = make_purifier(purify, device=device, classifier=classifier) if purify else None
     cells = [CLEAN, *((name, severity) for name in names for severity in severities)]
     measure = partial(count_right, classifier, purifier, source, device=device, seed=recipe.seed)
     if options.dry_run:

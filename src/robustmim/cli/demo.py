@@ -120,7 +120,7 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
     purify = load_recipe(PurifyRecipe, act.purifier)
     source = open_source(recipe.data, device)
     classifier = open_classifier(act.classifier, device=device)
-    evaluator = Evaluator(classifier, make_purifier(purify, device=device), recipe)
+    evaluator = Evaluator(classifier, make_purifier(purify, device=device, classifier=classifier), recipe)
     if (path / "run.json").exists():
         shutil.rmtree(path)  # a demo starts over; a folder that is not a run is left alone
     folder = RunFolder(path, recipe={"evaluate": recipe, "purify": purify}, kind="evaluate")

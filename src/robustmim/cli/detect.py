@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustmim.cli.arguments import JobOptions
 from robustmim.config import DetectRecipe, PurifyRecipe
@@ -17,7 +17,7 @@ from robustmim.recipe import load_recipe, parse
 if TYPE_CHECKING:
     from torch import nn
 
-    from robustmim.analysis.detection import Detector
+    from robustmim.analysis.detection import Detector, Score
     from robustmim.data.loader import Batch
 
 CALIBRATION, CLEAN, GRAY_BOX, AWARE = "calibration", "clean", "gray-box", "aware of the detector"
@@ -32,7 +32,10 @@ class DetectOptions(JobOptions):
     arch: str | None = None
     """Architecture of someone else's checkpoint, such as resnet56; `robustmim list classifiers`."""
     purifier: str = "recommended-cifar10"
-    """Purification recipe whose masked model looks at the images, by name or file."""
+    """Purification recipe whose masked model looks at the images, by name or file. The score disagreement takes any purifier
+    that offers attackers a gradient."""
+    statistic: Literal["entropy", "amv"] = "entropy"
+    """Of the score attention: entropy of the maps, or their variation between the image and the purified one (AMV)."""
     images: str | None = None
     """Score these files (file, folder or glob) instead of measuring the detector; the threshold is calibrated as ever."""
     limit: int | None = None
@@ -47,11 +50,27 @@ def cells_of(recipe: DetectRecipe) -> list[tuple[str, str]]:
     return [(CALIBRATION, "0"), (CLEAN, "0"), *attacks]
 
 
+def score_of(recipe: DetectRecipe, options: DetectOptions) -> Score:
+    """Return the detector's score.
+
+    Raises:
+        RecipeError: a statistic of attention for a score that looks at none.
+    """
+    if options.statistic == "entropy":
+        return recipe.score
+    if recipe.score != "attention":
+        raise RecipeError(
+            f"statistic {options.statistic} is one of attention, and the score is {recipe.score}: add --score attention"
+        )
+    return options.statistic
+
+
 def main(arguments: list[str]) -> int:
     """Run the command."""
     recipe, options, name = parse("detect", DetectRecipe, DetectOptions, arguments, default="detect-cifar10")
     if options.limit is not None:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
+    score = score_of(recipe, options)
     purify = load_recipe(PurifyRecipe, options.purifier)
 
     import torch
@@ -64,8 +83,8 @@ def main(arguments: list[str]) -> int:
     from robustmim.models.adapters import check_classifier
     from robustmim.models.masked import freeze
     from robustmim.models.zoo import open_classifier
-    from robustmim.purify.amrm import AMRMPure
     from robustmim.purify.load import describe, make_purifier
+    from robustmim.rng import keys
     from robustmim.runs import RunFolder, append_line, read_lines, write_json
     from robustmim.train.distributed import choose_device
 
@@ -78,10 +97,10 @@ def main(arguments: list[str]) -> int:
         )
     first = source.fetch(torch.arange(min(2, len(source)))).to(device).float() / 255
     check_classifier(classifier, first, len(source.classes))
-    purifier = make_purifier(purify, device=device)
-    if not isinstance(purifier, AMRMPure):
-        raise RecipeError(f"{options.purifier} is no AMRM-Pure; the scores look at a masked model and its descent")
-    detector = Detector(purifier, recipe.score, classifier)
+    detector = Detector(make_purifier(purify, device=device, classifier=classifier), score, classifier)
+    with torch.no_grad():
+        # What cannot be scored is said before anything is written.
+        detector(first, keys(recipe.seed, "detect", torch.arange(len(first), device=device)))
 
     images, labels, ids = [], [], []
     for batch in in_order(source, recipe.batch_size, device):
@@ -98,7 +117,7 @@ def main(arguments: list[str]) -> int:
         return score_files(detector, calibration, recipe, options, device=device)
 
     path = Path(options.out or f"runs/{name}-{Path(options.classifier).stem}-{options.purifier}")
-    asked = {key: getattr(options, key) for key in ("classifier", "arch", "purifier")}
+    asked = {key: getattr(options, key) for key in ("classifier", "arch", "purifier", "statistic")}
     cells = cells_of(recipe)
     if options.dry_run:
         say(f"{len(cells)} cells, {recipe.calibration} + {len(rest.ids)} images; nothing was written")
@@ -110,9 +129,7 @@ def main(arguments: list[str]) -> int:
         for sample in line["samples"]
     ]
     done = {(record["cell"], record["radius"]) for record in records}
-    say(
-        f"{path}: {recipe.score}, {len(calibration.ids)} images calibrate, {len(rest.ids)} are attacked; {describe(purify)}"
-    )
+    say(f"{path}: {score}, {len(calibration.ids)} images calibrate, {len(rest.ids)} are attacked; {describe(purify)}")
     progress = Progress(len(cells), unit="cells", every=5.0)
     stop = {"asked": False}
     before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
@@ -146,7 +163,7 @@ def main(arguments: list[str]) -> int:
         say(f"stopped after {len(done)} of {len(cells)} cells; to go on: robustmim {' '.join(sys.argv[1:])}")
         return 130
     named = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
-    content = conclude(records, recipe, classifier=named, purifier=describe(purify))
+    content = conclude(records, recipe, score=score, classifier=named, purifier=describe(purify))
     write_json(path / "claim.json", content)
     folder.update("finished")
     if options.json:
@@ -199,8 +216,14 @@ def look(
     ]
 
 
-def conclude(records: list[dict[str, Any]], recipe: DetectRecipe, *, classifier: str, purifier: str) -> dict[str, Any]:
-    """Sum up the records: threshold, false positives, and for each attack AUROC, detection, and what slips through."""
+def conclude(
+    records: list[dict[str, Any]], recipe: DetectRecipe, *, score: str, classifier: str, purifier: str
+) -> dict[str, Any]:
+    """Sum up the records: threshold, false positives, and for each attack AUROC, detection, and what slips through.
+
+    An image that is wrong without an attack is nobody's success: "fooled" are those that were right and are wrong now, and the
+    share that is wrong and unnoticed stands beside that of the clean images.
+    """
     from robustmim.analysis.detection import area_under_curve, threshold_at
     from robustmim.evaluate.statistics import wilson_interval
     from robustmim.runs import environment
@@ -208,41 +231,55 @@ def conclude(records: list[dict[str, Any]], recipe: DetectRecipe, *, classifier:
     def of(cell: str, radius: str) -> list[dict[str, Any]]:
         return [record for record in records if (record["cell"], record["radius"]) == (cell, radius)]
 
-    def share(count: int, n: int) -> dict[str, Any]:
-        low, high = wilson_interval(count, n)
-        return {"n": n, "count": count, "share": round(count / n, 4), "low": round(low, 4), "high": round(high, 4)}
+    def share(hits: list[bool]) -> dict[str, Any]:
+        low, high = wilson_interval(sum(hits), len(hits))
+        value = round(sum(hits) / len(hits), 4) if hits else None
+        return {"n": len(hits), "count": sum(hits), "share": value, "low": round(low, 4), "high": round(high, 4)}
 
     threshold = threshold_at([record["score"] for record in of(CALIBRATION, "0")], recipe.false_positive_rate)
+
+    def detected(record: dict[str, Any]) -> bool:
+        return bool(record["score"] > threshold)
+
+    def slipped(record: dict[str, Any]) -> bool:
+        return not record["right"] and not detected(record)
+
     clean = of(CLEAN, "0")
+    was_right = {record["id"] for record in clean if record["right"]}
     rows: list[dict[str, Any]] = []
     findings: list[dict[str, str]] = []
     for attack, radius in cells_of(recipe)[2:]:
         found = of(attack, radius)
+        could = [record for record in found if record["id"] in was_right]
+        fooled = [record for record in could if not record["right"]]
         area, low, high = area_under_curve([r["score"] for r in clean], [r["score"] for r in found])
-        caught = [record["score"] > threshold for record in found]
-        slipped = sum(not record["right"] and not seen for record, seen in zip(found, caught, strict=True))
         rows.append(
             {
                 "attack": attack,
                 "radius": radius,
-                "auroc": {"value": round(area, 4), "low": round(low, 4), "high": round(high, 4)},
-                "detected": share(sum(caught), len(found)),
-                "wrong_and_undetected": share(slipped, len(found)),
+                "auroc": {"n": len(found), "value": round(area, 4), "low": round(low, 4), "high": round(high, 4)},
+                "detected": share([detected(record) for record in found]),
+                "fooled": share([not record["right"] for record in could]),
+                "fooled_and_detected": share([detected(record) for record in fooled]),
+                "fooled_and_undetected": share([slipped(record) for record in could]),
+                "wrong_and_undetected": share([slipped(record) for record in found]),
             }
         )
-    worst = max((row for row in rows if row["attack"] == AWARE), key=lambda row: row["wrong_and_undetected"]["share"])
-    if worst["wrong_and_undetected"]["share"] > 0.5:
+    worst = max((row for row in rows if row["attack"] == AWARE), key=lambda row: row["fooled_and_undetected"]["low"])
+    slipping = worst["fooled_and_undetected"]
+    unaware = next(row for row in rows if row["attack"] == GRAY_BOX and row["radius"] == worst["radius"])
+    if slipping["n"] and slipping["share"] > 0.5:
         findings.append(
             {
                 "level": "red",
-                "sentence": f"An attacker who knows the detector gets {worst['wrong_and_undetected']['share']:.0%} of the "
-                f"images past it at {worst['radius']}: it stops only those who do not.",
+                "sentence": f"An attacker who knows the detector makes {slipping['share']:.0%} of the {slipping['n']} images "
+                f"that were right wrong and unnoticed at {worst['radius']}; one who does not, {unaware['fooled_and_undetected']['share']:.0%}.",
             }
         )
     return {
         "classifier": classifier,
         "purifier": purifier,
-        "score": recipe.score,
+        "score": score,
         "data": f"{recipe.data.name} {recipe.data.split}"
         + (f", after the first {recipe.data.skip}" if recipe.data.skip else ""),
         "norm": recipe.norm,
@@ -251,8 +288,13 @@ def conclude(records: list[dict[str, Any]], recipe: DetectRecipe, *, classifier:
         "seed": recipe.seed,
         "calibration": recipe.calibration,
         "images": len(clean),
+        "false_positive_rate": recipe.false_positive_rate,
         "threshold": threshold,
-        "false_positives": share(sum(record["score"] > threshold for record in clean), len(clean)),
+        "false_positives": share([detected(record) for record in clean]),
+        "clean": {
+            "wrong": share([not record["right"] for record in clean]),
+            "wrong_and_undetected": share([slipped(record) for record in clean]),
+        },
         "attacks": rows,
         "findings": findings,
         "environment": environment(),
@@ -266,20 +308,33 @@ def show(content: dict[str, Any]) -> None:
     from robustmim.cli.console import console, say
 
     table = Table(title=f"{content['score']}, {content['classifier']} on {content['data']}, n = {content['images']}")
-    for column in ("attack", "budget", "AUROC", "detected", "wrong and undetected"):
-        table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=True)
+    widths = {
+        "attack": 8,
+        "budget": 6,
+        "AUROC": 11,
+        "detected": 8,
+        "fooled": 8,
+        "of these detected": 8,
+        "fooled, unseen": 8,
+    }
+    for column, width in widths.items():
+        # Intervals go on a line of their own, so that 80 columns hold the table.
+        table.add_column(column, justify="left" if column == "attack" else "right", width=width)
 
     def text(row: dict[str, Any]) -> str:
-        return f"{row['share']:.1%} ({row['low'] * 100:.0f}–{row['high'] * 100:.0f})"
+        return f"{row['share']:.1%} ({row['low'] * 100:.0f}–{row['high'] * 100:.0f})" if row["n"] else "–"
 
     for row in content["attacks"]:
         area = row["auroc"]
-        texts = [f"{area['value']:.3f} ({area['low']:.2f}–{area['high']:.2f})", text(row["detected"])]
-        table.add_row(row["attack"], row["radius"], *texts, text(row["wrong_and_undetected"]))
+        shares = (row[name] for name in ("detected", "fooled", "fooled_and_detected", "fooled_and_undetected"))
+        texts = [f"{area['value']:.3f} ({area['low']:.2f}–{area['high']:.2f})", *map(text, shares)]
+        table.add_row(row["attack"], row["radius"], *texts)
     console.print(table)
     say(
         f"threshold {content['threshold']:.4g} from {content['calibration']} clean images; of the others "
-        f"{text(content['false_positives'])} are taken for attacked"
+        f"{text(content['false_positives'])} are taken for attacked. Fooled: of those that were right before. Without any "
+        f"attack {text(content['clean']['wrong'])} are wrong, {text(content['clean']['wrong_and_undetected'])} wrong and "
+        "undetected"
     )
     for finding in content["findings"]:
         say(f"{finding['level']}: {finding['sentence']}")

@@ -117,7 +117,9 @@ def measure(
     known = open_source(dataclasses.replace(recipe.data, limit=REFERENCES), device) if few else source
     reference = reference_images(known, device)
     check_classifier(classifier, reference, len(source.classes))
-    evaluator = Evaluator(classifier, make_purifier(purify, device=device) if purify else None, recipe, reference)
+    evaluator = Evaluator(
+        classifier, make_purifier(purify, device=device, classifier=classifier) if purify else None, recipe, reference
+    )
     if options.dry_run:
         from robustmim.evaluate.cost import estimate
 

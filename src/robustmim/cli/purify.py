@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> int:
     from robustmim.train.distributed import choose_device
 
     device = choose_device(options.device)
-    purifier = make_purifier(recipe, device=device)
     classifier = open_classifier(options.classifier, options.arch, device=device) if options.classifier else None
+    purifier = make_purifier(recipe, device=device, classifier=classifier)
     paths = find_images(patterns)
     out = Path(options.out)
     try:

@@ -27,7 +27,7 @@ from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.journal import Journal, read_journal
 from robustmim.evaluate.verdict import Judged, broken, judge
 from robustmim.geometry import Ball
-from robustmim.models.masked import freeze
+from robustmim.models.folded import folded
 from robustmim.purify.defended import Defended
 from robustmim.purify.replacement import Replacement, make_replacement
 from robustmim.purify.traits import Purifier
@@ -146,7 +146,7 @@ class Evaluator:
         reference: Images | None = None,
     ) -> None:
         check_recipe(recipe)
-        self.classifier, self.purifier, self.recipe = freeze(classifier), purifier, recipe
+        self.classifier, self.purifier, self.recipe = folded(classifier), purifier, recipe
         self.parts = Parts(classifier=classifier, purifier=purifier, reference=reference)
         self._imitations: dict[tuple[GradientConfig, float], Replacement] = {}
         self.attacks: dict[str, Attack] = {}

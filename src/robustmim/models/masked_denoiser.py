@@ -174,10 +174,9 @@ class MaskedDenoiser(nn.Module):
     def _draws(self, x: Signed) -> tuple[PerSample, Signed]:
         """Return noise level and standard normal noise of each sample."""
         config = self.config
-        if self._keys is None or config.draws == "global":
-            keys = Keys(torch.zeros(len(x), dtype=torch.int64, device=x.device))
-        else:
-            keys = self._keys
+        keys = Keys(torch.zeros(len(x), dtype=torch.int64, device=x.device)) if self._keys is None else self._keys
+        if config.draws == "global":
+            keys = keys.shared()
         keys = keys.fold("denoiser", 0 if config.draws == "fixed" else self._draw)
         if config.noise_level == "log-normal":
             sigma = log_normal_levels(keys.fold("level"), config.log_mean, config.log_deviation).to(x)

@@ -42,6 +42,17 @@ def step_sizes(config: AMRMConfig) -> list[float]:
     return [config.step_size * (config.decay if s >= after else 1.0) for s in range(config.steps)]
 
 
+def mask_schedule(config: AMRMConfig) -> MaskSchedule:
+    """Return which masks each iteration sees (A4 to A6).
+
+    Raises:
+        RecipeError: no scales, or one below one.
+    """
+    return MaskSchedule(
+        ratio=config.mask_ratio, scheme=config.masks, average=config.mask_average, scales=config.mask_scales
+    )
+
+
 class ReconstructionObjective:
     """L_rec as a function of (images, step): the masks of a step are replayed from the keys.
 
@@ -60,7 +71,7 @@ class ReconstructionObjective:
         self._twice = twice
         self._model, self._keys, self._grid = model, keys, grid
         self._steps = config.steps
-        self._schedule = MaskSchedule(ratio=config.mask_ratio, scheme=config.masks, average=config.mask_average)
+        self._schedule = mask_schedule(config)
 
     def between(self, seen: Images, target: Images, step: int) -> PerSample:
         """Return the loss of reconstructing `target` from what is visible of `seen`."""
@@ -110,12 +121,13 @@ class AMRMPure:
         config: the algorithm's switches.
 
     Raises:
-        RecipeError: a number of steps below one.
+        RecipeError: a number of steps below one, or scales of masks that are none.
     """
 
     def __init__(self, model: MaskedModel, config: AMRMConfig = AMRMConfig()) -> None:
         if config.steps < 1:
             raise RecipeError(f"purification takes at least one step, not {config.steps}")
+        mask_schedule(config)  # refuses scales that no grid can have
         if isinstance(model, nn.Module):
             freeze(model)
         self.model, self.config = model, config

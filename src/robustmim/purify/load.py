@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import torch
+from torch import nn
 
 from robustmim.config import AMRMConfig, BaselineConfig, DenoiserConfig, PurifyRecipe
 from robustmim.errors import CheckpointError, RecipeError
@@ -20,11 +21,28 @@ from robustmim.radius import radius_text
 from robustmim.recipe import load_recipe
 from robustmim.registry import build, builder
 
+DEFENDED = "defended"
+"""What a recipe calls the classifier that is defended, whichever that will be."""
 
-def make_baseline(config: BaselineConfig, *, device: torch.device | str = "cpu") -> Purifier:
+
+def _classifier(name: str, defended: nn.Module | None, device: torch.device | str) -> nn.Module:
+    if name != DEFENDED:
+        return open_classifier(name, device=device)
+    if defended is None:
+        raise RecipeError(
+            "this purifier asks the classifier that it defends, and there is none here: name one (--classifier, or the "
+            f"argument `classifier`), or put another's name in the place of {DEFENDED!r} in its recipe"
+        )
+    return defended
+
+
+def make_baseline(
+    config: BaselineConfig, *, device: torch.device | str = "cpu", classifier: nn.Module | None = None
+) -> Purifier:
     """Build a registered purifier; one that uses a network is given it as its option `model`.
 
-    One that also asks the classifier is told it by name, as the option `classifier`.
+    One that also asks a classifier is told it by name, as the option `classifier`. Where the name is "defended", it is the
+    classifier that the purifier will stand in front of.
 
     Raises:
         RecipeError: no such purifier, an option it does not take, or a network that is missing or not wanted.
@@ -38,23 +56,32 @@ def make_baseline(config: BaselineConfig, *, device: torch.device | str = "cpu")
             ", baseline.model"
         )
     options = dict(config.options)
-    if config.model is not None:
+    if config.model == DEFENDED:
+        options["model"] = _classifier(DEFENDED, classifier, device)
+    elif config.model is not None:
         options["model"] = load_model(config.model, device=device)
     if "classifier" in accepted and isinstance(options.get("classifier"), str):
-        options["classifier"] = open_classifier(options["classifier"], device=device)
+        options["classifier"] = _classifier(options["classifier"], classifier, device)
     purifier: Purifier = build("purifier", config.name, **options)
     return purifier
 
 
-def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -> Purifier:
+def make_purifier(
+    recipe: PurifyRecipe, *, device: torch.device | str = "cpu", classifier: nn.Module | None = None
+) -> Purifier:
     """Build the purifier of a recipe.
+
+    Args:
+        recipe: which purifier, with its settings.
+        device: where its networks go.
+        classifier: the one that it will defend, for purifiers that ask it (COUP, SOAP).
 
     Raises:
         RecipeError: a recipe without a model, or a baseline with mistakes.
         CheckpointError: the masked model is not there, damaged, or none; or diffusion is asked of a model that has none.
     """
     if recipe.baseline is not None:
-        return make_baseline(recipe.baseline, device=device)
+        return make_baseline(recipe.baseline, device=device, classifier=classifier)
     if not recipe.masked_model:
         raise RecipeError("a purifier needs a masked model: set masked_model to a name of the zoo or to a run's folder")
     if recipe.diffusion is not None:
@@ -72,14 +99,19 @@ def make_purifier(recipe: PurifyRecipe, *, device: torch.device | str = "cpu") -
     return AMRMPure(model, recipe.amrm)
 
 
-def load_purifier(name: str, *, device: torch.device | str = "cpu") -> Purifier:
+def load_purifier(name: str, *, device: torch.device | str = "cpu", classifier: nn.Module | None = None) -> Purifier:
     """Build a purifier from a recipe: a YAML file, or the name of one that ships.
+
+    Args:
+        name: the file, or the name.
+        device: where its networks go.
+        classifier: the one that it will defend, for purifiers that ask it (COUP, SOAP).
 
     Raises:
         RecipeError: no such recipe, or one with mistakes.
         CheckpointError: its masked model cannot be loaded.
     """
-    return make_purifier(load_recipe(PurifyRecipe, name), device=device)
+    return make_purifier(load_recipe(PurifyRecipe, name), device=device, classifier=classifier)
 
 
 def describe(recipe: PurifyRecipe) -> str:
@@ -90,7 +122,8 @@ def describe(recipe: PurifyRecipe) -> str:
         return ", ".join([baseline.name, *([baseline.model] if baseline.model else []), *options])
     if recipe.reconstruction is not None:
         single = recipe.reconstruction
-        return f"masked reconstruction, {recipe.masked_model}, mask {single.mask_ratio:g}, blend {single.blend:g}"
+        hidden = f"mask {single.mask_ratio:g} {single.masks}" if single.mask_ratio else "nothing hidden"
+        return f"masked reconstruction, {recipe.masked_model}, {hidden}, blend {single.blend:g}"
     if recipe.diffusion is not None:
         diffusion = recipe.diffusion
         spacing = "" if diffusion.spacing == "edm" else f", spacing {diffusion.spacing}"
@@ -104,6 +137,8 @@ def describe(recipe: PurifyRecipe) -> str:
         f"η {radius_text(config.radius)}" + (" l2" if config.norm == "l2" else ""),
         f"mask {config.mask_ratio:g} {config.masks}" + (f" × {config.mask_average}" if config.mask_average > 1 else ""),
     ]
+    if config.mask_scales != (1,):
+        parts.append("scales " + " ".join(map(str, config.mask_scales)))
     if config.schedule == "step" and config.decay != 1:
         parts.append(f"decay {config.decay:g}")
     if config.momentum:

@@ -14,7 +14,7 @@ from robustmim.config import GradientConfig, ReconstructionConfig
 from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
 from robustmim.geometry import EVERYWHERE
-from robustmim.models.masked import MaskedModel, freeze, with_draws
+from robustmim.models.masked import MaskedModel, PixelModel, RandomisedModel, freeze, with_draws
 from robustmim.models.masking import enlarge, hidden_count, partition_masks
 from robustmim.purify.amrm import padded_batch
 from robustmim.purify.traits import Callback, Traits
@@ -27,21 +27,29 @@ from robustmim.types import Images, PerSample
 class MaskedReconstruction:
     """Replace each cell by its prediction: (1 − w) · input + w · prediction.
 
-    The cells of an image are dealt at random into disjoint masks; each is hidden once and predicted from what the mask
-    leaves visible. Cells that are left over, where the ratio does not divide the grid, keep their pixels.
+    The cells of an image are dealt at random into disjoint masks, or by one deal for all images; each is hidden once and
+    predicted from what the mask leaves visible. Cells that are left over, where the ratio does not divide the grid, keep
+    their pixels.
 
     Args:
         model: any `MaskedModel`; it is frozen and put into evaluation mode.
-        config: the ratio of the masks and the weight w.
+        config: the ratio of the masks, how they are dealt, and the weight w. At ratio 0 nothing is hidden.
 
     Raises:
-        RecipeError: a ratio outside (0, 1), or a weight outside [0, 1].
+        RecipeError: a ratio outside [0, 1), ratio 0 for a model that does not predict visible pixels, or a weight outside
+            [0, 1].
     """
 
     def __init__(self, model: MaskedModel, config: ReconstructionConfig) -> None:
         if not 0 <= config.blend <= 1:
             raise RecipeError(f"reconstruction: the blend lies between 0 and 1, but this one is {config.blend}")
-        hidden_count(2, config.mask_ratio)  # refuses a ratio that no grid can have
+        if config.mask_ratio:
+            hidden_count(2, config.mask_ratio)  # refuses a ratio that no grid can have
+        elif not isinstance(model, PixelModel):
+            raise RecipeError(
+                f"reconstruction: at mask ratio 0 nothing is hidden, and {type(model).__name__} predicts nothing that it sees; "
+                "take a masked convolution, or a ratio above 0"
+            )
         if isinstance(model, torch.nn.Module):
             freeze(model)
         self.model, self.config = model, config
@@ -49,7 +57,9 @@ class MaskedReconstruction:
     @property
     def traits(self) -> Traits:
         """What an attacker must know."""
-        return Traits(randomised=True, optimises_at_test_time=False, steps=1)
+        noisy = isinstance(self.model, RandomisedModel) and self.model.randomised
+        dealt = self.config.masks == "fresh" and self.config.mask_ratio > 0
+        return Traits(randomised=dealt or noisy, optimises_at_test_time=False, steps=1)
 
     @property
     def mask_ratio(self) -> float:
@@ -98,10 +108,16 @@ class MaskedReconstruction:
         return self._blended(x, self.predict(x, keys)[0])
 
     def predict(self, x: Images, keys: Keys) -> tuple[Images, PerSample]:
-        """Return the prediction of every cell, and the mean loss over the masks."""
+        """Return the prediction of every cell, and the mean loss over the masks (of all pixels, where nothing is hidden)."""
         size = len(x)
         x, keys = padded_batch(x, keys)
-        masks = partition_masks(keys.fold("mask"), self.model.grid(*x.shape[-2:]), self.config.mask_ratio)
+        if not self.config.mask_ratio:
+            assert isinstance(self.model, PixelModel)
+            nothing = torch.zeros(len(x), 1, *x.shape[-2:], dtype=torch.bool, device=x.device)
+            seen = self.model.predict(x, nothing)
+            return seen[:size], (seen - x).square().mean((1, 2, 3))[:size]
+        dealt = keys.fold("mask") if self.config.masks == "fresh" else keys.shared()
+        masks = partition_masks(dealt, self.model.grid(*x.shape[-2:]), self.config.mask_ratio)
         predicted, losses = x, []
         for draw, mask in enumerate(masks):
             found = with_draws(self.model, keys, draw=draw).reconstruct(x, mask, need_pixels=True)

@@ -15,7 +15,7 @@ from robustmim.config import DenoisingConfig
 from robustmim.data.loader import Batch
 from robustmim.models.edm import Denoiser, log_normal_levels, to_signed, weighted_error
 from robustmim.models.masked_denoiser import MaskedDiffusion, denoising_error
-from robustmim.models.masking import random_mask
+from robustmim.models.masking import in_turn, random_mask
 from robustmim.rng import Keys
 from robustmim.types import Labels
 
@@ -59,17 +59,19 @@ class MaskedDenoising:
     Attributes:
         ratios: fractions hidden, taken in turns, step by step; 0 hides nothing (the fine-tuning without masks).
         config: noise levels, weight and target of the hidden patches, dropping of labels.
+        scales: of the masks, taken in turns as well, once all ratios have had theirs.
     """
 
     ratios: tuple[float, ...]
     config: DenoisingConfig = DenoisingConfig()
+    scales: tuple[int, ...] = (1,)
 
     def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
         """Return the loss of the batch under fresh masks, noise levels and noise, and its two parts."""
         network, config = cast(MaskedDiffusion, model), self.config
         images = to_signed(batch.images)
-        ratio = self.ratios[step % len(self.ratios)]
-        mask = random_mask(keys.fold("mask"), network.grid(*images.shape[-2:]), ratio) if ratio else None
+        ratio, scale = in_turn(self.ratios, self.scales, step)
+        mask = random_mask(keys.fold("mask"), network.grid(*images.shape[-2:]), ratio, scale) if ratio else None
         error = denoising_error(
             network,
             images,

@@ -81,6 +81,7 @@ def attack_reconstruction(
     config: MaskedAttackConfig,
     *,
     ratio: float,
+    scale: int = 1,
     loss_over: Counted = "hidden",
 ) -> Images:
     """Return attacked images: within the ball around `x` and in [0, 1], changed only where the masks' support allows.
@@ -93,6 +94,7 @@ def attack_reconstruction(
         keys: a sample's start and fresh masks depend on its key alone.
         config: the attack.
         ratio: what fresh masks hide where the config does not say.
+        scale: of fresh masks, see `random_mask`.
         loss_over: what the training loss counts, and so the attack's.
     """
     masked = cast(MaskedModel, model)
@@ -101,7 +103,7 @@ def attack_reconstruction(
     masks = [mask] * config.steps
     if config.mask == "fresh":
         hide = config.mask_ratio or ratio
-        masks = [random_mask(keys.fold("attack mask", step), grid, hide) for step in range(config.steps)]
+        masks = [random_mask(keys.fold("attack mask", step), grid, hide, scale) for step in range(config.steps)]
 
     def inside(point: Images, outside: Images, step: int) -> Images:
         """Take `point` in the support and `outside` elsewhere."""

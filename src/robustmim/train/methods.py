@@ -93,7 +93,7 @@ class FastTraining(_OnAttacked):
 
 @register("method", "apgd-at")
 class APGDTraining(_OnAttacked):
-    """Few steps of Auto-PGD (Croce and Hein 2020), as for ImageNet in Singh et al. 2023: it finds its own step size.
+    """Few moves of Auto-PGD (Croce and Hein 2020), as for ImageNet in Singh et al. 2023: it finds its own step size.
 
     Mixed images are attacked for the label of their larger part.
     """
@@ -103,7 +103,7 @@ class APGDTraining(_OnAttacked):
     def attacked(self, model: nn.Module, batch: Batch, keys: Keys) -> Images:
         """Return the images of largest cross-entropy that Auto-PGD has come by."""
         target = Target(scores=lambda x, keys, progress: model(x), keys=keys.fold("start"), drop=False)
-        search = APGDCrossEntropy(steps=self.attack.steps, drop=False)
+        search = APGDCrossEntropy(steps=self.attack.steps + 1, drop=False)  # so many points; moves lie between them
         with attackable(model, self.attack.statistics):
             return search(target, batch.images, batch.likeliest, self.attack.ball)
 

@@ -18,7 +18,7 @@ from robustmim.information.estimators import estimator
 from robustmim.models.edm import Denoiser
 from robustmim.models.masked import Counted, EncoderModel, MaskedModel, device_of, freeze
 from robustmim.models.masked_denoiser import MaskedDiffusion
-from robustmim.models.masking import enlarge, random_mask
+from robustmim.models.masking import check_scales, enlarge, in_turn, random_mask
 from robustmim.models.zoo import open_classifier
 from robustmim.rng import Keys
 from robustmim.train.bridge import BridgeTraining
@@ -124,6 +124,7 @@ class MaskedPretraining:
         loss_over: which patches count.
         attack: on what the network sees; its target stays clean.
         information: penalty; the model is then an `EncoderModel`.
+        scales: of the masks, taken in turns as well, once all ratios have had theirs.
     """
 
     def __init__(
@@ -135,17 +136,19 @@ class MaskedPretraining:
         loss_over: Counted = "hidden",
         attack: MaskedAttackConfig | None = None,
         information: InformationTerm | None = None,
+        scales: tuple[int, ...] = (1,),
     ) -> None:
+        self.scales = scales
         self.ratios, self.input_noise, self.noise_law, self.loss_over = ratios, input_noise, noise_law, loss_over
         self.attack, self.information = attack, information
 
     def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
         """Return the loss of the batch."""
-        ratio = self.ratios[step % len(self.ratios)]
+        ratio, scale = in_turn(self.ratios, self.scales, step)
         clean = batch.images
         grid = cast(MaskedModel, model).grid(*clean.shape[-2:])
         if ratio:
-            mask = random_mask(keys.fold("mask"), grid, ratio)
+            mask = random_mask(keys.fold("mask"), grid, ratio, scale)
         else:
             mask = torch.zeros(len(clean), *grid, dtype=torch.bool, device=clean.device)
         seen = clean
@@ -155,7 +158,9 @@ class MaskedPretraining:
             seen = seen + deviation * drawn.normal(*seen.shape[1:])
             seen = seen.clamp(0, 1) if self.noise_law == "uniform" else seen
         if self.attack is not None:
-            seen = attack_reconstruction(model, clean, mask, keys, self.attack, ratio=ratio, loss_over=self.loss_over)
+            seen = attack_reconstruction(
+                model, clean, mask, keys, self.attack, ratio=ratio, scale=scale, loss_over=self.loss_over
+            )
         return _loss(model, clean, seen, mask, self.loss_over, self.information)
 
 
@@ -169,7 +174,7 @@ class FreeMaskedPretraining:
     Args:
         ratios: fractions hidden, batch by batch.
         attack: the ball, the step, the replays.
-        loss_over, information: as for `MaskedPretraining`.
+        loss_over, information, scales: as for `MaskedPretraining`.
     """
 
     def __init__(
@@ -179,8 +184,10 @@ class FreeMaskedPretraining:
         *,
         loss_over: Counted = "hidden",
         information: InformationTerm | None = None,
+        scales: tuple[int, ...] = (1,),
     ) -> None:
-        self.ratios, self.attack, self.loss_over, self.information = ratios, attack, loss_over, information
+        self.ratios, self.scales = ratios, scales
+        self.attack, self.loss_over, self.information = attack, loss_over, information
         self._ball = Ball(norm=attack.norm, eps=attack.radius)
         self._last: tuple[Images, Mask] | None = None
 
@@ -197,7 +204,7 @@ class FreeMaskedPretraining:
             seen = self._ball.project(before.detach() + step_taken, clean)
         if mask is None or self.attack.mask == "fresh":
             grid = cast(MaskedModel, model).grid(*clean.shape[-2:])
-            mask = random_mask(keys.fold("mask"), grid, self.ratios[turn % len(self.ratios)])
+            mask = random_mask(keys.fold("mask"), grid, *in_turn(self.ratios, self.scales, turn))
         seen = seen.detach().requires_grad_(True)
         self._last = seen, mask
         return _loss(model, clean, seen, mask, self.loss_over, self.information)
@@ -229,13 +236,14 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         RecipeError: settings that exclude each other, or that the model cannot serve.
     """
     attack, free, information = recipe.attack, recipe.free, recipe.information
+    check_scales(recipe.mask_scales)
     if recipe.bridge is not None or recipe.perturbed_noise is not None:
         return _adversarial_denoising(recipe, model)
     if isinstance(model, Denoiser):
         if attack is not None or free is not None or recipe.input_noise:
             raise RecipeError(f"{recipe.model.name} is trained to denoise: leave attack, free and input_noise out")
         if isinstance(model, MaskedDiffusion):
-            return MaskedDenoising(recipe.mask_ratios, recipe.denoising)
+            return MaskedDenoising(recipe.mask_ratios, recipe.denoising, recipe.mask_scales)
         if any(recipe.mask_ratios):
             raise RecipeError(f"{recipe.model.name} has no masks: set mask_ratios to [0]")
         return Denoising(recipe.denoising)
@@ -270,7 +278,9 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
             raise RecipeError(f"information.group is {group}, which does not divide a batch of {size} into groups")
     term = None if information is None else InformationTerm(information)
     if free is not None:
-        return FreeMaskedPretraining(recipe.mask_ratios, free, loss_over=recipe.loss_over, information=term)
+        return FreeMaskedPretraining(
+            recipe.mask_ratios, free, loss_over=recipe.loss_over, information=term, scales=recipe.mask_scales
+        )
     return MaskedPretraining(
         recipe.mask_ratios,
         recipe.input_noise,
@@ -278,4 +288,5 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         loss_over=recipe.loss_over,
         attack=attack,
         information=term,
+        scales=recipe.mask_scales,
     )

@@ -7,7 +7,8 @@ Here the classifier sees the purified image, and a smooth function's derivative 
 backwards (`robustmim.adjoint`), so that memory does not grow with their number.
 
 A purification in one pass (`MaskedReconstruction`) is trained in the same way, ours: it has no sign and its gradient is exact,
-so that the attack of training is as strong as the one that judges it.
+so that the attack of training is as strong as the one that judges it. With a `teacher`, a slow purifier is distilled instead into
+one of fewer steps or of one: min_θ Σ ‖P_θ(x') − P(x')‖², whose minimum is the mean of P over its draws.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from robustmim.data.loader import Batch
 from robustmim.descent import projected_descent
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
-from robustmim.models.masked import MaskedModel, freeze, with_draws
+from robustmim.models.folded import folded
+from robustmim.models.masked import MaskedModel, device_of, freeze, with_draws
 from robustmim.models.masking import random_mask
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.defended import Defended
+from robustmim.purify.load import load_purifier
 from robustmim.purify.reconstruct import MaskedReconstruction
 from robustmim.purify.traits import Purifier
 from robustmim.rng import Keys
@@ -96,17 +99,25 @@ def _purifier(model: MaskedModel, recipe: RobustifyRecipe) -> AMRMPure | MaskedR
 class Robustification:
     """RAMRM's loss: of the classifier on purified images, and of reconstruction on clean ones as an anchor.
 
+    With a teacher, the distance to its purified images instead of the classification; teacher and model draw differently.
+
     Args:
         model: the masked model, trained in place; what the recipe does not train is frozen.
         classifier: logits from [0, 1] images; frozen.
         recipe: attack, purification, which weights.
+
+    Raises:
+        RecipeError: a model without a decoder whose decoder is to be trained; a teacher's recipe that is not there.
+        CheckpointError: the teacher's model cannot be loaded.
     """
 
     def __init__(self, model: MaskedModel, classifier: nn.Module, recipe: RobustifyRecipe) -> None:
         module = cast(nn.Module, model)
-        self.classifier, self.recipe = freeze(classifier), recipe
+        self.classifier, self.recipe = folded(classifier), recipe
         at_start = _purifier(cast(MaskedModel, copy.deepcopy(module)), recipe) if recipe.examples == "static" else None
         self.purifier = _purifier(model, recipe)
+        device = device_of(module)
+        self.teacher = None if recipe.teacher is None else load_purifier(recipe.teacher, device=device)
         self.parameters = choose_weights(module, recipe)
         self._attacked: Purifier | None = {"gray-box": None, "static": at_start, "online": self.purifier}[
             recipe.examples
@@ -135,7 +146,8 @@ class Robustification:
         ).last
 
     def __call__(self, model: nn.Module, batch: Batch, keys: Keys, step: int) -> dict[str, Tensor]:
-        """Return the loss of a batch with its parts: "classification", "reconstruction", and the share of the ball used.
+        """Return the loss of a batch with its parts: "classification", "distance" to the teacher, "reconstruction", and the
+        share of the ball used.
 
         What is attacked once and for all (static, gray-box) draws from the sample alone: the same noise in every epoch.
         """
@@ -163,11 +175,18 @@ class Robustification:
         found["classification"] = classification.detach()
         found["accuracy"] = (logits.argmax(1) == y).float().mean()
         loss = classification
+        if self.teacher is not None:
+            loss = F.mse_loss(purified, self.teacher(attacked, keys=keys.fold("teach")))
+            found["distance"] = loss.detach()
         if recipe.anchor:
-            mask = random_mask(keys.fold("anchor"), self.purifier.model.grid(*x.shape[-2:]), self.purifier.mask_ratio)
-            reconstruction = (
-                with_draws(self.purifier.model, keys.fold("anchor")).reconstruct(x.detach(), mask).loss.mean()
-            )
+            reconstruction = self._reconstruction(x, purified, keys.fold("anchor"))
             found["reconstruction"] = reconstruction.detach()
             loss = loss + recipe.anchor * reconstruction
         return {"loss": loss, **found}
+
+    def _reconstruction(self, x: Images, purified: Images, drawn: Keys) -> Tensor:
+        """Return the masked loss of clean images; where nothing is hidden, how far the purified images are from them."""
+        if not self.purifier.mask_ratio:
+            return F.mse_loss(purified, x)
+        mask = random_mask(drawn, self.purifier.model.grid(*x.shape[-2:]), self.purifier.mask_ratio)
+        return with_draws(self.purifier.model, drawn).reconstruct(x.detach(), mask).loss.mean()

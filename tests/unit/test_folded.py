@@ -1,0 +1,75 @@
+"""A classifier with folded norms is the same function, and the one it was made of is left alone."""
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+
+from robustmim.models.folded import folded
+from robustmim.registry import build
+
+
+def with_statistics(model):
+    """Give the norms averages as if they had been trained."""
+    generator = torch.Generator().manual_seed(3)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.copy_(torch.randn(part.num_features, generator=generator) / 5)
+            part.running_var.copy_(0.5 + torch.rand(part.num_features, generator=generator))
+            with torch.no_grad():
+                part.weight.copy_(0.5 + torch.rand(part.num_features, generator=generator))
+                part.bias.copy_(torch.randn(part.num_features, generator=generator) / 5)
+    return model.eval()
+
+
+@pytest.fixture
+def unchecked():
+    """What is traced is no tensor: the checks of shapes that tests switch on would refuse it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "left"),
+    [("resnet20", {}, 0), ("fast-cnn", {}, 3), ("wide-resnet", {"depth": 10, "widen": 1}, 4), ("resnet50", {}, 0)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_function_and_its_gradient_stay_and_norms_behind_convolutions_are_gone(name, options, left, unchecked):
+    torch.manual_seed(0)
+    size = 64 if name == "resnet50" else 32
+    model = with_statistics(build("classifier", name, **options))
+    x = torch.rand(3, 3, size, size, requires_grad=True)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    quick = folded(model)
+
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in quick.modules()) == left
+    wanted = model(x)
+    torch.testing.assert_close(quick(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    (found,) = torch.autograd.grad(quick(x).logsumexp(1).sum(), x)
+    (wanted,) = torch.autograd.grad(model(x).logsumexp(1).sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    assert not any(parameter.requires_grad for parameter in quick.parameters())
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_a_forward_pass_that_depends_on_its_input_is_left_as_it_is():
+    class Winding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) if x.mean() > 0.5 else self.conv(x)
+
+    model = Winding().train()
+    assert folded(model) is model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_without_norms_there_is_nothing_to_fold():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    assert folded(model) is model

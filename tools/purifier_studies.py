@@ -1,0 +1,336 @@
+"""Two studies beyond the papers: the scale of AMRM-Pure's masks, and few steps. Same images, attacks and seed for all rows.
+
+python tools/purifier_studies.py scales [ROW …]        writes results/mask-scales.json
+python tools/purifier_studies.py few-steps [ROW …]     writes results/few-steps.json
+python tools/purifier_studies.py chart                 draws docs/images/mask-scales.svg from the first
+
+Needs CIFAR-10 under ROBUSTMIM_DATA, one thread, and the models that rows name (`robustmim pretrain maskdit-micro-cifar10`,
+`pretrain masked-conv-scales-cifar10`, `robustify masked-conv-distilled-cifar10`); a row whose model is not there is passed over.
+Records go to runs/purifier-studies batch by batch, and what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustmim.config import (
+    AMRMConfig,
+    AttackConfig,
+    DataConfig,
+    DenoiserConfig,
+    EvaluateRecipe,
+    GradientConfig,
+    PurifyRecipe,
+    ReconstructionConfig,
+)
+from robustmim.data import sources
+from robustmim.data.loader import Batch
+from robustmim.errors import CheckpointError
+from robustmim.evaluate.accuracy import in_order
+from robustmim.evaluate.claims import tally, worst_case
+from robustmim.evaluate.run import NO_ATTACK, Cell, Evaluator, cell_of, radii_of
+from robustmim.evaluate.verdict import broken
+from robustmim.models.masked import with_draws
+from robustmim.models.masking import enlarge, random_mask
+from robustmim.models.zoo import open_classifier
+from robustmim.purify.amrm import AMRMPure
+from robustmim.purify.load import describe, make_purifier
+from robustmim.radius import Radius, radius_text
+from robustmim.rng import keys
+from robustmim.runs import append_line, environment, read_lines, write_json
+from robustmim.types import Images
+
+ROOT = Path(__file__).parent.parent
+CLASSIFIER, SKIP, IMAGES, BATCH, SEED = "fast-cnn-cifar10", 128, 128, 32, 0
+RADII = (Radius("2/255"), Radius("4/255"), Radius("8/255"))
+GRAY = AttackConfig(name="gray-box", against="classifier", options={"steps": 20})
+# All steps are taken: to confirm on fresh draws that an image has fallen costs more than the steps it saves.
+WHITE = (
+    AttackConfig(name="identity", options={"steps": 10, "drop": False}, eot=2),
+    AttackConfig(name="tanh", options={"steps": 10, "drop": False}, eot=2, gradient=GradientConfig(mode="tanh")),
+)
+SHOWN = ("n", "accuracy", "low", "high", "rules")
+DESCENT = AMRMConfig(
+    steps=8, step_size=Radius("3/255"), schedule="cosine", momentum=0.7, radius=Radius("16/255"), mask_ratio=0.4
+)
+NOISY, SCALES = "masked-conv-noise-cifar10", "runs/masked-conv-scales-cifar10"
+
+
+def at_scales(model: str, *scales: int, **changes: Any) -> PurifyRecipe:
+    return PurifyRecipe(
+        masked_model=model,
+        amrm=replace(DESCENT, mask_scales=scales, **changes),
+        denoiser=DenoiserConfig(sigma=0.1),  # only a MaskDiT's
+    )
+
+
+def in_steps(steps: int, **changes: Any) -> PurifyRecipe:
+    """Return the recommended descent in other steps, as long on the whole: a cosine's lengths add up to λ (S + 1) / 2."""
+    return PurifyRecipe(
+        masked_model=NOISY, amrm=replace(DESCENT, steps=steps, step_size=Radius(27 / 255 / (steps + 1)), **changes)
+    )
+
+
+def one_pass(model: str, **options: Any) -> PurifyRecipe:
+    return PurifyRecipe(masked_model=model, reconstruction=ReconstructionConfig(**options))
+
+
+STUDIES: dict[str, dict[str, PurifyRecipe]] = {
+    "scales": {
+        "masked convolution, 1": at_scales(NOISY, 1),
+        "masked convolution, 2": at_scales(NOISY, 2),
+        "masked convolution, 4": at_scales(NOISY, 4),
+        "masked convolution trained on 1, 2, 4: 1": at_scales(SCALES, 1),
+        "masked convolution trained on 1, 2, 4: 2": at_scales(SCALES, 2),
+        "masked convolution trained on 1, 2, 4: 4": at_scales(SCALES, 4),
+        "masked convolution trained on 1, 2, 4: in turns": at_scales(SCALES, 1, 2, 4),
+        "masked convolution trained on 1, 2, 4: coarse to fine": at_scales(SCALES, 4, 4, 4, 2, 2, 2, 1, 1),
+        "masked convolution trained on 1, 2, 4: fine to coarse": at_scales(SCALES, 1, 1, 2, 2, 2, 4, 4, 4),
+        # As many gradients as the others: half the steps, two masks in each.
+        "masked convolution trained on 1, 2, 4: 1 and 4 at once": at_scales(
+            SCALES, 1, 4, mask_average=2, steps=4, step_size=Radius(27 / 255 / 5)
+        ),
+        "MAE patch 4: 4": at_scales("mae-patch4-cifar10", 1),
+        "MAE patch 4: 4 and 8 in turns": at_scales("mae-patch4-cifar10", 1, 2),
+        "MaskDiT patch 4: 4": at_scales("runs/maskdit-micro-cifar10", 1),
+        "MaskDiT patch 4: 4 and 8 in turns": at_scales("runs/maskdit-micro-cifar10", 1, 2),
+        "MAE patch 2: 2": at_scales("mae-patch2-cifar10", 1),
+        "MAE patch 2: 2 and 4 in turns": at_scales("mae-patch2-cifar10", 1, 2),
+    },
+    "few-steps": {
+        "S 8 (recommended)": in_steps(8),
+        "S 4": in_steps(4),
+        "S 2": in_steps(2),
+        "S 4, complementary halves": in_steps(4, masks="complementary", mask_ratio=0.5),
+        "S 2, complementary halves": in_steps(2, masks="complementary", mask_ratio=0.5),
+        "S 8, target only": in_steps(8, gradient="target"),
+        "S 4, target only": in_steps(4, gradient="target"),
+        "one pass, as pre-trained": one_pass(NOISY, mask_ratio=0.5, blend=0.5),
+        "one pass, distilled": one_pass("runs/masked-conv-distilled-cifar10", mask_ratio=0.0),
+    },
+}
+FILES = {"scales": ROOT / "results" / "mask-scales.json", "few-steps": ROOT / "results" / "few-steps.json"}
+GRAY_BOX = {"scales": RADII, "few-steps": RADII[:2]}
+WHITE_BOX = {"scales": RADII[:1], "few-steps": RADII[:2]}
+
+
+class Study:
+    """The images, clean and attacked on the bare classifier, that every row of a study meets."""
+
+    def __init__(self, name: str) -> None:
+        self.recipe = EvaluateRecipe(
+            data=DataConfig(split="test", skip=SKIP, limit=IMAGES),
+            radii=GRAY_BOX[name],
+            attacks=(GRAY, *(replace(attack, radii=WHITE_BOX[name]) for attack in WHITE)),
+            draws=2,
+            seed=SEED,
+        )
+        self.classifier = open_classifier(CLASSIFIER)
+        source = sources.load("cifar10", "test", skip=SKIP, limit=IMAGES)
+        self.batches = list(in_order(source, BATCH, torch.device("cpu")))
+        alone = replace(GRAY, against="defence", options=GRAY.options | {"drop": False})
+        bare = Evaluator(self.classifier, None, replace(self.recipe, attacks=(alone,)))
+        self.attacked = {radius: [bare.attacked(alone, batch, radius)[0] for batch in self.batches] for radius in RADII}
+
+    def judged(self, purify: PurifyRecipe, place: int) -> list[dict[str, Any]]:
+        """Return the records of a batch. An image that has fallen at a budget is spared the attacks that come after."""
+        evaluator = Evaluator(self.classifier, make_purifier(purify), self.recipe)
+        batch, records = self.batches[place], []
+
+        def judge(some: Batch, x: Images, cell: Cell) -> list[dict[str, Any]]:
+            verdict = evaluator.judge(some, x, cell, None)
+            attack, radius, defence = cell.key
+            rows = []
+            for i, number in enumerate(some.ids.tolist()):
+                row = {"id": number, "attack": attack, "radius": radius, "defence": defence, "draws": verdict.draws}
+                row |= {"right": int(verdict.right[i])}
+                rows.append(row if verdict.again is None else row | {"again": int(verdict.again[i])})
+            records.extend(rows)
+            return rows
+
+        judge(batch, batch.images, Cell(NO_ATTACK, 0.0, "purified"))
+        for radius in self.recipe.radii:
+            standing = torch.ones(len(batch.ids), dtype=torch.bool)
+            for attack in self.recipe.attacks:
+                if radius not in radii_of(attack, self.recipe) or not standing.any():
+                    continue
+                some = Batch(batch.images[standing], batch.labels[standing], batch.ids[standing])
+                if attack.against == "classifier":
+                    x = self.attacked[radius][place]
+                else:
+                    x = evaluator.attacked(attack, some, radius)[0]
+                rows = judge(some, x, Cell(attack.name, radius, "purified"))
+                standing[standing.clone()] = torch.tensor([not broken(row) for row in rows])
+        return records
+
+    @torch.no_grad()
+    def sight(self, purify: PurifyRecipe) -> dict[str, Any]:
+        """Return what a masked model sees under the masks of its descent, the mean over their scales.
+
+        "sigma": RMS error of the prediction of hidden pixels of clean images, in 255ths; "sees": masked loss attacked / clean.
+        """
+        purifier, config = make_purifier(purify), purify.amrm
+        assert isinstance(purifier, AMRMPure)
+        model, wrong, losses = purifier.model, 0.0, dict.fromkeys((0.0, *RADII), 0.0)
+        for place, batch in enumerate(self.batches):
+            drawn = keys(SEED, "sight", batch.ids)
+            for turn, scale in enumerate(config.mask_scales):
+                own = drawn.fold("mask", turn)
+                mask = random_mask(own, model.grid(*batch.images.shape[-2:]), config.mask_ratio, scale)
+                asked = with_draws(model, own)
+                found = asked.reconstruct(batch.images, mask, need_pixels=True)
+                assert found.pixels is not None
+                hidden = enlarge(mask, model.patch_size).expand_as(batch.images)
+                wrong += float((found.pixels - batch.images)[hidden].square().mean()) / len(config.mask_scales)
+                losses[0.0] += float(found.loss.sum())
+                for radius in RADII:
+                    losses[radius] += float(asked.reconstruct(self.attacked[radius][place], mask).loss.sum())
+        sees = {radius_text(radius): round(losses[radius] / losses[0.0], 4) for radius in RADII}
+        return {"sigma": round((wrong / len(self.batches)) ** 0.5 * 255, 2), "sees": sees}
+
+    def milliseconds(self, purify: PurifyRecipe) -> float:
+        """Return CPU time, of one thread, that an image takes: the clock on the wall would tell of other programs too."""
+        purifier, spent = make_purifier(purify), []
+        drawn = keys(SEED, "timing", self.batches[0].ids)
+        for _ in range(4):
+            began = time.process_time()
+            purifier(self.batches[0].images, keys=drawn)
+            spent.append(time.process_time() - began)
+        return round(min(spent) / len(drawn) * 1000, 2)
+
+    def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the accuracies that records make: clean, in the gray box, and the worst case as each attack joins in."""
+        records: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+        for row in rows:
+            records.setdefault(cell_of(row), {})[row["id"]] = row
+        found: dict[str, Any] = {"clean": tally(records, Cell(NO_ATTACK, 0.0, "purified"))}
+        for radius in self.recipe.radii:
+            for number, attack in enumerate(self.recipe.attacks):
+                if radius in radii_of(attack, self.recipe):
+                    so_far = replace(self.recipe, attacks=self.recipe.attacks[: number + 1])
+                    worst = worst_case(records, so_far, radius, purified=True)
+                    found[f"{attack.name} {radius_text(radius)}"] = {k: worst[k] for k in SHOWN}
+        found["clean"] = {k: found["clean"][k] for k in SHOWN if k in found["clean"]}
+        return found
+
+
+def passes(purify: PurifyRecipe) -> dict[str, int]:
+    """Return how often an image goes through the masked model, and how often its gradient comes back through it."""
+    if purify.reconstruction is not None:
+        ratio = purify.reconstruction.mask_ratio
+        return {"forward": int(1 / ratio) if ratio else 1, "backward": 0}
+    masks = purify.amrm.steps * purify.amrm.mask_average
+    return {"forward": masks, "backward": 0 if purify.amrm.gradient == "target" else masks}
+
+
+def there(purify: PurifyRecipe) -> bool:
+    try:
+        make_purifier(purify)
+    except CheckpointError as error:
+        print(f"passed over: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def run(name: str, wanted: list[str]) -> None:
+    chosen = {title: p for title, p in STUDIES[name].items() if (not wanted or title in wanted) and there(p)}
+    study, journal = Study(name), ROOT / "runs" / "purifier-studies" / f"{name}.jsonl"
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    for place in range(len(study.batches)):
+        for title, purify in chosen.items():
+            about = {"row": title, "purifier": describe(purify), "place": place}
+            if any({k: line[k] for k in about} == about for line in read_lines(journal)):
+                continue
+            began = time.perf_counter()
+            append_line(journal, about | {"records": study.judged(purify, place)})
+            print(
+                f"{title}, batch {place + 1} of {len(study.batches)}: {time.perf_counter() - began:.0f} s", flush=True
+            )
+    rows: dict[str, Any] = {}
+    for title, purify in STUDIES[name].items():
+        about = (title, describe(purify))
+        own = [r for line in read_lines(journal) if (line["row"], line["purifier"]) == about for r in line["records"]]
+        if own:
+            rows[title] = {
+                "purifier": describe(purify),
+                **passes(purify),
+                "cpu_milliseconds": study.milliseconds(purify),
+            }
+            rows[title] |= (study.sight(purify) if name == "scales" else {}) | study.summary(own)
+    content = {
+        "classifier": CLASSIFIER,
+        "data": f"CIFAR-10 test, images {SKIP} to {SKIP + IMAGES - 1}",
+        "protocol": "gray-box: PGD-20 on the bare classifier; identity, tanh: PGD-10 through the purifier by that gradient, EOT 2, "
+        "on what still stands; worst case so far on two sets of two fresh draws",
+        "seed": SEED,
+        "environment": environment(),
+        "rows": rows,
+    }
+    write_json(FILES[name], content)
+
+
+def chart() -> None:
+    """Draw accuracy over σ / ε: gray box at each budget, white box (the worst case) at the smallest."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    # The same file from the same numbers.
+    plt.rcParams |= {"svg.hashsalt": "robustmim", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    rows = json.loads(FILES["scales"].read_text())["rows"]
+    families = {
+        "masked convolution trained": ("#00735c", "^"),
+        "masked convolution": ("#0072b2", "o"),
+        "MAE": ("#d55e00", "D"),
+        "MaskDiT": ("#a0529a", "s"),
+    }
+    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    named: set[str] = set()
+    for title, row in rows.items():
+        family = next(name for name in families if title.startswith(name))
+        colour, marker = families[family]
+        label = None if family in named else family + (" on 1, 2, 4" if family.endswith("trained") else "")
+        named.add(family)
+        x = [row["sigma"] / (radius * 255) for radius in RADII]
+        y = [row[f"gray-box {radius_text(radius)}"]["accuracy"] for radius in RADII]
+        axes.scatter(x, y, s=34, marker=marker, facecolor=colour, edgecolor="white", linewidth=0.6, label=label)
+        worst = row[f"{WHITE[-1].name} {radius_text(RADII[0])}"]["accuracy"]
+        axes.scatter(x[:1], [worst], s=34, marker=marker, facecolor="none", edgecolor=colour, linewidth=1.2)
+    axes.set_xscale("log")
+    ticks = [0.5, 1, 2, 4, 8, 16]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("σ / ε: error of the masked prediction over the attack's budget")
+    axes.set_ylabel("accuracy after purification")
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.scatter([], [], s=34, facecolor="none", edgecolor="#555555", label="empty: worst case, white box, ε = 2/255")
+    axes.legend(frameon=False, fontsize=8)
+    path = ROOT / "docs" / "images" / "mask-scales.svg"
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    print(path)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    match sys.argv[1:]:
+        case ["chart"]:
+            chart()
+        case [("scales" | "few-steps") as name, *wanted]:
+            run(name, wanted)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
