@@ -2,6 +2,7 @@
 
 python tools/purifier_studies.py scales [ROW …]        writes results/mask-scales.json
 python tools/purifier_studies.py few-steps [ROW …]     writes results/few-steps.json
+python tools/purifier_studies.py write scales          writes that file from what has been measured so far
 python tools/purifier_studies.py chart                 draws docs/images/mask-scales.svg from the first
 
 Needs CIFAR-10 under ROBUSTMIM_DATA, one thread, and the models that rows name (`robustmim pretrain maskdit-micro-cifar10`,
@@ -56,6 +57,8 @@ WHITE = (
     AttackConfig(name="identity", options={"steps": 10, "drop": False}, eot=2),
     AttackConfig(name="tanh", options={"steps": 10, "drop": False}, eot=2, gradient=GradientConfig(mode="tanh")),
 )
+PARTS = {GRAY.name: [GRAY.name], "white box": [attack.name for attack in WHITE]}
+"""What is measured first, on all images and rows, and what then."""
 SHOWN = ("n", "accuracy", "low", "high", "rules")
 DESCENT = AMRMConfig(
     steps=8, step_size=Radius("3/255"), schedule="cosine", momentum=0.7, radius=Radius("16/255"), mask_ratio=0.4
@@ -116,6 +119,7 @@ STUDIES: dict[str, dict[str, PurifyRecipe]] = {
         "one pass, distilled": one_pass("runs/masked-conv-distilled-cifar10", mask_ratio=0.0),
     },
 }
+JOURNALS = ROOT / "runs" / "purifier-studies"
 FILES = {"scales": ROOT / "results" / "mask-scales.json", "few-steps": ROOT / "results" / "few-steps.json"}
 GRAY_BOX = {"scales": RADII, "few-steps": RADII[:2]}
 WHITE_BOX = {"scales": RADII[:1], "few-steps": RADII[:2]}
@@ -139,35 +143,41 @@ class Study:
         bare = Evaluator(self.classifier, None, replace(self.recipe, attacks=(alone,)))
         self.attacked = {radius: [bare.attacked(alone, batch, radius)[0] for batch in self.batches] for radius in RADII}
 
-    def judged(self, purify: PurifyRecipe, place: int) -> list[dict[str, Any]]:
-        """Return the records of a batch. An image that has fallen at a budget is spared the attacks that come after."""
+    def judged(
+        self, purify: PurifyRecipe, place: int, attacks: tuple[AttackConfig, ...], before: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return the records of a batch under some attacks. An image that has fallen at a budget is spared later ones.
+
+        Args:
+            purify: the row.
+            place: of the batch.
+            attacks: in the order of the recipe.
+            before: records of the batch under the attacks before them; none for the first, with which clean images are judged.
+        """
         evaluator = Evaluator(self.classifier, make_purifier(purify), self.recipe)
         batch, records = self.batches[place], []
 
-        def judge(some: Batch, x: Images, cell: Cell) -> list[dict[str, Any]]:
+        def judge(some: Batch, x: Images, cell: Cell) -> None:
             verdict = evaluator.judge(some, x, cell, None)
             attack, radius, defence = cell.key
-            rows = []
             for i, number in enumerate(some.ids.tolist()):
                 row = {"id": number, "attack": attack, "radius": radius, "defence": defence, "draws": verdict.draws}
                 row |= {"right": int(verdict.right[i])}
-                rows.append(row if verdict.again is None else row | {"again": int(verdict.again[i])})
-            records.extend(rows)
-            return rows
+                records.append(row if verdict.again is None else row | {"again": int(verdict.again[i])})
 
-        judge(batch, batch.images, Cell(NO_ATTACK, 0.0, "purified"))
-        for radius in self.recipe.radii:
-            standing = torch.ones(len(batch.ids), dtype=torch.bool)
-            for attack in self.recipe.attacks:
-                if radius not in radii_of(attack, self.recipe) or not standing.any():
+        if not before:
+            judge(batch, batch.images, Cell(NO_ATTACK, 0.0, "purified"))
+        for attack in attacks:
+            for radius in radii_of(attack, self.recipe):
+                known = [row for row in before + records if row["radius"] == radius_text(radius)]
+                fallen = {row["id"] for row in known if broken(row)}
+                left = torch.tensor([number not in fallen for number in batch.ids.tolist()])
+                if not left.any():
                     continue
-                some = Batch(batch.images[standing], batch.labels[standing], batch.ids[standing])
-                if attack.against == "classifier":
-                    x = self.attacked[radius][place]
-                else:
-                    x = evaluator.attacked(attack, some, radius)[0]
-                rows = judge(some, x, Cell(attack.name, radius, "purified"))
-                standing[standing.clone()] = torch.tensor([not broken(row) for row in rows])
+                some = Batch(batch.images[left], batch.labels[left], batch.ids[left])
+                white = attack.against == "defence"
+                x = evaluator.attacked(attack, some, radius)[0] if white else self.attacked[radius][place]
+                judge(some, x, Cell(attack.name, radius, "purified"))
         return records
 
     @torch.no_grad()
@@ -205,20 +215,34 @@ class Study:
             spent.append(time.process_time() - began)
         return round(min(spent) / len(drawn) * 1000, 2)
 
-    def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the accuracies that records make: clean, in the gray box, and the worst case as each attack joins in."""
-        records: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
-        for row in rows:
-            records.setdefault(cell_of(row), {})[row["id"]] = row
-        found: dict[str, Any] = {"clean": tally(records, Cell(NO_ATTACK, 0.0, "purified"))}
-        for radius in self.recipe.radii:
-            for number, attack in enumerate(self.recipe.attacks):
-                if radius in radii_of(attack, self.recipe):
-                    so_far = replace(self.recipe, attacks=self.recipe.attacks[: number + 1])
-                    worst = worst_case(records, so_far, radius, purified=True)
-                    found[f"{attack.name} {radius_text(radius)}"] = {k: worst[k] for k in SHOWN}
-        found["clean"] = {k: found["clean"][k] for k in SHOWN if k in found["clean"]}
+    def summary(self, gray: list[dict[str, Any]], white: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what records say: accuracy clean and in the gray box, and the worst case as each white-box attack joins in.
+
+        Args:
+            gray: records of clean images and of the gray box.
+            white: records of the images that met all attacks.
+        """
+
+        def worst(rows: list[dict[str, Any]], last: int) -> None:
+            attack, by_cell = self.recipe.attacks[last], _by_cell(rows)
+            so_far = replace(self.recipe, attacks=self.recipe.attacks[: last + 1])
+            for radius in radii_of(attack, self.recipe) if rows else ():
+                case = worst_case(by_cell, so_far, radius, purified=True)
+                found[f"{attack.name} {radius_text(radius)}"] = {key: case[key] for key in SHOWN}
+
+        clean = tally(_by_cell(gray), Cell(NO_ATTACK, 0.0, "purified"))
+        found: dict[str, Any] = {"clean": {key: clean[key] for key in SHOWN if key in clean}}
+        worst(gray, 0)
+        for number in range(1, len(self.recipe.attacks)):
+            worst(white, number)
         return found
+
+
+def _by_cell(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[int, dict[str, Any]]]:
+    found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(cell_of(row), {})[row["id"]] = row
+    return found
 
 
 def passes(purify: PurifyRecipe) -> dict[str, int]:
@@ -239,35 +263,54 @@ def there(purify: PurifyRecipe) -> bool:
     return True
 
 
+def measured(name: str) -> dict[str, dict[str, dict[int, list[dict[str, Any]]]]]:
+    """Return the records that there are: by row, by part, by batch."""
+    found: dict[str, dict[str, dict[int, list[dict[str, Any]]]]] = {}
+    for line in read_lines(JOURNALS / f"{name}.jsonl"):
+        purify = STUDIES[name].get(line["row"])
+        if purify is not None and describe(purify) == line["purifier"]:
+            parts = found.setdefault(line["row"], {part: {} for part in PARTS})
+            parts[line["part"]][line["place"]] = line["records"]
+    return found
+
+
 def run(name: str, wanted: list[str]) -> None:
     chosen = {title: p for title, p in STUDIES[name].items() if (not wanted or title in wanted) and there(p)}
-    study, journal = Study(name), ROOT / "runs" / "purifier-studies" / f"{name}.jsonl"
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    for place in range(len(study.batches)):
-        for title, purify in chosen.items():
-            about = {"row": title, "purifier": describe(purify), "place": place}
-            if any({k: line[k] for k in about} == about for line in read_lines(journal)):
-                continue
-            began = time.perf_counter()
-            append_line(journal, about | {"records": study.judged(purify, place)})
-            print(
-                f"{title}, batch {place + 1} of {len(study.batches)}: {time.perf_counter() - began:.0f} s", flush=True
-            )
+    study = Study(name)
+    JOURNALS.mkdir(parents=True, exist_ok=True)
+    for part, attacks in PARTS.items():
+        for place in range(len(study.batches)):
+            for title, purify in chosen.items():
+                known = measured(name).get(title, {})
+                if place in known.get(part, {}):
+                    continue
+                began, own = time.perf_counter(), [a for a in study.recipe.attacks if a.name in attacks]
+                before = known[GRAY.name][place] if part != GRAY.name else []
+                line = {"row": title, "purifier": describe(purify), "part": part, "place": place}
+                line["records"] = study.judged(purify, place, tuple(own), before)
+                append_line(JOURNALS / f"{name}.jsonl", line)
+                print(f"{title}, {part}, batch {place}: {time.perf_counter() - began:.0f} s", flush=True)
+    write(name, study)
+
+
+def write(name: str, study: Study) -> None:
+    """Write what has been measured, on the images that all rows have met; a row that has met none of them is left out."""
+    found = {title: parts for title, parts in measured(name).items() if parts[GRAY.name]}
+    common = {part: min(len(parts[part]) for parts in found.values()) for part in PARTS}
     rows: dict[str, Any] = {}
     for title, purify in STUDIES[name].items():
-        about = (title, describe(purify))
-        own = [r for line in read_lines(journal) if (line["row"], line["purifier"]) == about for r in line["records"]]
-        if own:
-            rows[title] = {
-                "purifier": describe(purify),
-                **passes(purify),
-                "cpu_milliseconds": study.milliseconds(purify),
-            }
-            rows[title] |= (study.sight(purify) if name == "scales" else {}) | study.summary(own)
+        if title not in found:
+            continue
+        gray, white = (
+            [row for place in range(common[part]) for own in parts for row in found[title][own][place]]
+            for part, parts in ((GRAY.name, [GRAY.name]), ("white box", list(PARTS)))
+        )
+        rows[title] = {"purifier": describe(purify), **passes(purify), "cpu_milliseconds": study.milliseconds(purify)}
+        rows[title] |= (study.sight(purify) if name == "scales" else {}) | study.summary(gray, white)
     content = {
         "classifier": CLASSIFIER,
-        "data": f"CIFAR-10 test, images {SKIP} to {SKIP + IMAGES - 1}",
-        "protocol": "gray-box: PGD-20 on the bare classifier; identity, tanh: PGD-10 through the purifier by that gradient, EOT 2, "
+        "data": f"CIFAR-10 test, images from {SKIP} on",
+        "protocol": "gray box: PGD-20 on the bare classifier; identity, tanh: PGD-10 through the purifier by that gradient, EOT 2, "
         "on what still stands; worst case so far on two sets of two fresh draws",
         "seed": SEED,
         "environment": environment(),
@@ -302,8 +345,10 @@ def chart() -> None:
         x = [row["sigma"] / (radius * 255) for radius in RADII]
         y = [row[f"gray-box {radius_text(radius)}"]["accuracy"] for radius in RADII]
         axes.scatter(x, y, s=34, marker=marker, facecolor=colour, edgecolor="white", linewidth=0.6, label=label)
-        worst = row[f"{WHITE[-1].name} {radius_text(RADII[0])}"]["accuracy"]
-        axes.scatter(x[:1], [worst], s=34, marker=marker, facecolor="none", edgecolor=colour, linewidth=1.2)
+        worst = row.get(f"{WHITE[-1].name} {radius_text(RADII[0])}")
+        if worst is not None:
+            y = [worst["accuracy"]]
+            axes.scatter(x[:1], y, s=34, marker=marker, facecolor="none", edgecolor=colour, linewidth=1.2)
     axes.set_xscale("log")
     ticks = [0.5, 1, 2, 4, 8, 16]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -326,6 +371,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["chart"]:
             chart()
+        case ["write", ("scales" | "few-steps") as name]:
+            write(name, Study(name))
         case [("scales" | "few-steps") as name, *wanted]:
             run(name, wanted)
         case _:

@@ -141,16 +141,9 @@ def plain_apgd_at(model, x, goal, key):
     shorter = climb(model, x, first, error, 1, 1.0)
     third = torch.where(rose, third, first + 0.75 * (shorter - first))
     third = torch.minimum(torch.maximum(third, x - EPS), x + EPS).clamp(0, 1)
-    # Broken before unbroken; of broken points the one of largest margin, of others that of largest loss.
     points = torch.stack([first, second, third])
-    answers = torch.stack([model(point) for point in points]).detach()
-    loss = torch.stack([error(a) for a in answers])
-    other = answers.scatter(2, label.expand(3, -1)[..., None], -math.inf).amax(2)
-    margins = other - answers.gather(2, label.expand(3, -1)[..., None])[..., 0]
-    fell = answers.argmax(2) != label
-    value = torch.where(fell.any(0), margins.where(fell, torch.tensor(-math.inf)), loss)
+    worst = points[torch.stack([error(model(point)) for point in points]).argmax(0), torch.arange(len(x))]
     model.train()
-    worst = points[value.argmax(0), torch.arange(len(x))]
     descend(model, entropy(goal)(model(worst)).mean())
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from robustmim.attacks.objectives import Logits, Loss
 from robustmim.attacks.parts import Parts
+from robustmim.clock import seconds
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Callback
 from robustmim.rng import Keys
@@ -26,6 +27,8 @@ from robustmim.types import Images, Labels, PerSample
 Scores = Callable[[Images, Keys, float], Logits]
 """(images, keys of the defence's draws, progress of the attack in [0, 1]) → logits. The progress lets a surrogate
 gradient be annealed; whoever has none ignores it."""
+Chunks = dict[tuple[int, tuple[int, ...], int], int]
+"""(draws, shape of an image, binary digits of the batch's size) → draws at once that were fastest."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ class Cost:
     seconds: float = 0.0
 
 
+class Interrupted(Exception):
+    """An attack was asked to end before it was done; what it had found so far is lost."""
+
+
+def _go_on() -> None:
+    """Interrupt nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A defence under attack.
@@ -78,6 +89,8 @@ class Target:
         parts: what an attacker who knows the defence can reach of it; None where a target was made without.
         terms: how many of the scores' columns, the last ones, are no logits but what an attack climbs besides (see `asking`).
         chunk: draws computed at once; None finds out which is fastest.
+        chunks: what was found out, by draws, image shape and size of the batch; targets of one defence share it.
+        interrupt: called before each query; it raises `Interrupted` where the attack must end.
         cost: counted over all parts of this target.
     """
 
@@ -92,6 +105,8 @@ class Target:
     parts: Parts | None = None
     terms: int = 0
     chunk: int | None = 1
+    chunks: Chunks = field(default_factory=dict)
+    interrupt: Callable[[], None] = _go_on
     cost: Cost = field(default_factory=Cost)
 
     def __len__(self) -> int:
@@ -126,6 +141,7 @@ class Target:
         for first in range(0, self.draws, chunk):
             some = range(first, min(first + chunk, self.draws))
             drawn = Keys(torch.cat([self._drawn(purpose, query, draw).values for draw in some]))
+            self.interrupt()
             began = time.perf_counter()
             logits = self.scores(x.repeat(len(some), 1, 1, 1) if len(some) > 1 else x, drawn, progress)
             self.cost.seconds += time.perf_counter() - began
@@ -208,29 +224,30 @@ class Target:
         return confirmed
 
 
-_TUNED: dict[tuple[Scores, int, tuple[int, ...]], int] = {}
-
-
 def tuned_chunk(target: Target, x: Images) -> int:
-    """Return how many draws at once are fastest for images like `x`: measured once for each size of batch."""
+    """Return how many draws at once are fastest for images like `x`; batches within a factor of two count as alike."""
     if target.draws == 1:
         return 1
-    place = (target.scores, target.draws, tuple(x.shape))
-    if place not in _TUNED:
+    place = (target.draws, tuple(x.shape[1:]), len(x).bit_length())
+    if place not in target.chunks:
+
+        def spent(chunk: int) -> float:
+            target.interrupt()
+            began = seconds(x.device)
+            with torch.no_grad():
+                target.scores(x.repeat(chunk, 1, 1, 1), target.keys.fold("tune").repeat(chunk), 0.0)
+            return seconds(x.device) - began
+
+        spent(1)  # the first call of all also warms up
         speed: dict[int, float] = {}
         chunk = 1
         while chunk <= target.draws:
-            began = time.perf_counter()
-            with torch.no_grad():
-                target.scores(x.repeat(chunk, 1, 1, 1), target.keys.fold("tune").repeat(chunk), 0.0)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            speed[chunk] = (time.perf_counter() - began) / chunk
+            speed[chunk] = spent(chunk) / chunk
             if speed[chunk] > 1.1 * min(speed.values()):
                 break
             chunk *= 2
-        _TUNED[place] = min(speed, key=speed.__getitem__)
-    return _TUNED[place]
+        target.chunks[place] = min(speed, key=speed.__getitem__)
+    return target.chunks[place]
 
 
 @runtime_checkable

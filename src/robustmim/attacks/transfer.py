@@ -65,7 +65,13 @@ class Transfer:
         def scores(images: Images, drawn: Keys, progress: float) -> Logits:
             return surrogate(images)
 
-        own = Target(scores=scores, keys=target.keys.fold("surrogate"), drop=False, parts=Parts(classifier=surrogate))
+        own = Target(
+            scores=scores,
+            keys=target.keys.fold("surrogate"),
+            drop=False,
+            parts=Parts(classifier=surrogate),
+            interrupt=target.interrupt,
+        )
         if len(x):
             with torch.no_grad():
                 classes = surrogate(x[:1]).shape[1]

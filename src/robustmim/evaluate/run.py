@@ -18,7 +18,8 @@ from torch import nn
 
 from robustmim.attacks.objectives import Logits, cross_entropy
 from robustmim.attacks.parts import KnowingAttack, Parts
-from robustmim.attacks.target import Attack, Cost, Target
+from robustmim.attacks.target import Attack, Chunks, Cost, Interrupted, Target
+from robustmim.clock import seconds
 from robustmim.config import AttackConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
@@ -64,8 +65,13 @@ def cell_of(record: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def radii_of(attack: AttackConfig, recipe: EvaluateRecipe) -> tuple[Radius, ...]:
-    """Return the budgets that an attack is run at."""
-    return recipe.radii if attack.radii is None else attack.radii
+    """Return the budgets that an attack is run at, in the recipe's order."""
+    return tuple(radius for radius in recipe.radii if attack.radii is None or radius in attack.radii)
+
+
+def in_rising_order(radii: Iterable[Radius]) -> tuple[Radius, ...]:
+    """Return budgets from the smallest to the largest, each once; alike are those that are written alike."""
+    return tuple({radius_text(radius): radius for radius in sorted(radii)}.values())
 
 
 def defences_of(attack: AttackConfig, *, purified: bool) -> tuple[Defence, ...]:
@@ -89,12 +95,14 @@ def check_recipe(recipe: EvaluateRecipe) -> None:
     """Refuse a recipe that cannot be run as it stands.
 
     Raises:
-        RecipeError: names that repeat, budgets nobody asked for, or draws that contradict the randomness.
+        RecipeError: names that repeat, budgets out of order or that nobody asked for, draws that contradict the randomness.
     """
     names = [attack.name for attack in recipe.attacks]
     for name in names:
         if names.count(name) > 1 or name == NO_ATTACK:
             raise RecipeError(f"two attacks of an evaluation are called {name!r}; names must differ, and not be 'none'")
+    if recipe.radii != in_rising_order(recipe.radii):
+        raise RecipeError(f"budgets rise, and none comes twice, but `radii` is {', '.join(map(str, recipe.radii))}")
     if recipe.draws < 1:
         raise RecipeError(f"a verdict takes at least one draw, not {recipe.draws}")
     for attack in recipe.attacks:
@@ -111,6 +119,14 @@ def check_recipe(recipe: EvaluateRecipe) -> None:
 
 def _learns(gradient: GradientConfig) -> bool:
     return gradient.mode == "replacement" and gradient.replacement == "imitation"
+
+
+def _asks_another(gradient: GradientConfig) -> bool:
+    """Say whether the attacker's images go through another purifier than the one that judges them."""
+    if gradient.mode == "identity":
+        return False
+    altered = gradient.mode != "replacement" and (gradient.ball_scale != 1 or gradient.steps is not None)
+    return altered or gradient.forward == "smooth"
 
 
 def reference_images(source: Source, device: torch.device) -> Images:
@@ -133,9 +149,13 @@ class Evaluator:
         reference: images that attacks may learn or estimate from, the same for every batch (`reference_images`); None if
             there are none, and those attacks are refused.
 
+    Attributes:
+        recipe: without the attacks that were left out.
+        left_out: why, for each optional attack that the defence cannot face.
+
     Raises:
-        RecipeError: an attack, option or norm that does not exist, an attack that needs what the defence does not have,
-            or a recipe that contradicts itself.
+        RecipeError: an attack, option or norm that does not exist, an attack that is not optional and needs what the defence
+            does not have, or a recipe that contradicts itself.
     """
 
     def __init__(
@@ -146,50 +166,82 @@ class Evaluator:
         reference: Images | None = None,
     ) -> None:
         check_recipe(recipe)
-        self.classifier, self.purifier, self.recipe = folded(classifier), purifier, recipe
-        self.parts = Parts(classifier=classifier, purifier=purifier, reference=reference)
+        # Folding takes layers away; an attack that names one must find it.
+        named = any(attack.options.get("layer") is not None for attack in recipe.attacks)
+        self.classifier, self.purifier = freeze(classifier) if named else folded(classifier), purifier
+        self.parts = Parts(classifier=self.classifier, purifier=purifier, reference=reference)
         self._imitations: dict[tuple[GradientConfig, float], Replacement] = {}
+        self._chunks: dict[GradientConfig, Chunks] = {}
+        self._interrupt: Callable[[], None] = lambda: None
         self.attacks: dict[str, Attack] = {}
+        self.left_out: dict[str, str] = {}
         for attack in recipe.attacks:
             built = build("attack", attack.attack, **attack.options)
             if recipe.norm not in built.norms:
                 known = " or ".join(built.norms)
                 raise RecipeError(f"attack {attack.name!r} ({attack.attack}) works in {known}, not in {recipe.norm}")
-            if isinstance(built, KnowingAttack):
-                built.check(self.parts)
-            if purifier is not None and attack.against == "defence":
-                if _learns(attack.gradient):
-                    self.parts.reference_images()
-                else:
-                    Defended(purifier, classifier, gradient=attack.gradient)  # refuses a gradient there is not
+            try:
+                self._check(attack, built)
+            except RecipeError as error:
+                if not attack.optional:
+                    raise
+                self.left_out[attack.name] = str(error)
+                continue
             self.attacks[attack.name] = built
+        kept = tuple(attack for attack in recipe.attacks if attack.name in self.attacks)
+        self.recipe = dataclasses.replace(recipe, attacks=kept)
+        if recipe.cascade and recipe.draws == 1 and self.randomised:
+            raise RecipeError(
+                "on one draw of a random defence images fall by luck, and `cascade` would not attack them again: set `draws` "
+                "to 2 or more, or `cascade` to false"
+            )
         self.seconds = {"classify": 0.0, "purify": 0.0}
         self.images = {"classify": 0, "purify": 0}
+
+    def _check(self, attack: AttackConfig, built: Attack) -> None:
+        """Raise RecipeError if the defence lacks what an attack needs."""
+        if isinstance(built, KnowingAttack):
+            built.check(self.parts)
+        if self.purifier is None or attack.against == "classifier":
+            return
+        if _learns(attack.gradient):
+            self.parts.reference_images()
+        else:
+            Defended(self.purifier, self.classifier, gradient=attack.gradient)  # refuses a gradient there is not
 
     @property
     def randomised(self) -> bool:
         """Whether the defence's answers depend on draws."""
         return self.purifier is not None and self.purifier.traits.randomised
 
+    def white_box(self, attack: AttackConfig) -> bool:
+        """Say whether an attack goes by gradients through the defence itself, not through a part or a stand-in of it."""
+        if self.attacks[attack.name].black_box:
+            return False
+        if self.purifier is None:
+            return True
+        return attack.against == "defence" and (attack.gradient.mode == "identity" or attack.gradient.forward == "hard")
+
     @torch.no_grad()
     def classify(self, x: Images) -> Logits:
         """Return the bare classifier's logits; the time is kept for the report."""
-        began = time.perf_counter()
+        began = seconds(x.device)
         logits = self.classifier(x)
-        self._count("classify", began, len(x))
+        self._count("classify", began, x)
         return logits
 
     def purify(self, x: Images, drawn: Keys) -> Images:
         """Purify; the time is kept for the report."""
         assert self.purifier is not None
-        began = time.perf_counter()
+        self._interrupt()
+        began = seconds(x.device)
         purified = self.purifier(x, keys=drawn)
-        self._count("purify", began, len(x))
+        self._count("purify", began, x)
         return purified
 
-    def _count(self, what: str, began: float, images: int) -> None:
-        self.seconds[what] += time.perf_counter() - began
-        self.images[what] += images
+    def _count(self, what: str, began: float, x: Images) -> None:
+        self.seconds[what] += seconds(x.device) - began
+        self.images[what] += len(x)
 
     def known_keys(self, attack: AttackConfig, batch: Batch) -> Keys | None:
         """Return the defence's draws where the attacker knows them."""
@@ -214,19 +266,27 @@ class Evaluator:
         drawn = keys(self.recipe.seed, f"attack {attack.name} {radius_text(radius)}", batch.ids)
         if self.purifier is None or attack.against == "classifier":
             alone = self.purifier is None
-            return Target(scores=lambda x, keys, progress: self.classifier(x), keys=drawn, drop=alone, parts=self.parts)
+            return Target(
+                scores=lambda x, keys, progress: self.classifier(x),
+                keys=drawn,
+                drop=alone,
+                parts=self.parts,
+                interrupt=self._interrupt,
+            )
         gradient, replacement = attack.gradient, self._replacement(attack.gradient, radius)
         return Target(
             scores=Defended(self.purifier, self.classifier, gradient=gradient, replacement=replacement),
             keys=drawn,
             parts=self.parts,
             # What falls before the attacker's purifier need not fall before the real one.
-            drop=gradient.forward == "hard",
+            drop=not _asks_another(gradient),
             draws=attack.eot,
             average=attack.average,
             randomised=self.randomised,
             known=self.known_keys(attack, batch),
             chunk=1 if batch.images.device.type == "cpu" else None,
+            chunks=self._chunks.setdefault(gradient, {}),
+            interrupt=self._interrupt,
         )
 
     def attacked(
@@ -242,9 +302,9 @@ class Evaluator:
         target = self.target(attack, batch, radius)
         x, y = batch.images, batch.labels
         about: dict[str, list[float]] = {}
-        began = time.perf_counter()
+        began = seconds(x.device)
         found = self.attacks[attack.name](target, x, y, ball).detach()
-        cost = Cost(target.cost.forward, target.cost.backward, time.perf_counter() - began)
+        cost = Cost(target.cost.forward, target.cost.backward, seconds(x.device) - began)
         inside = found.isfinite().flatten(1).all(1)
         inside &= ball.distance(found.nan_to_num(), x) <= radius * (1 + 1e-4) + 1e-6
         inside &= ((found >= 0) & (found <= 1)).flatten(1).all(1)
@@ -306,7 +366,8 @@ class Evaluator:
                     for records, cost in self._face(attack, batch, radius, own, first, spared):
                         done[cell_of(records[0])] = {record["id"]: record for record in records}
                         yield records, cost
-                if recipe.cascade and attack.randomness == "fresh":
+                # What falls to an attacker who knows less is left to those who know more: if they miss it, they do not work.
+                if recipe.cascade and attack.randomness == "fresh" and self.white_box(attack):
                     for number, record in done[own[-1].key].items():
                         if not record.get("skipped") and broken(record):
                             fallen.setdefault(number, attack.name)
@@ -369,7 +430,8 @@ class Evaluator:
         """Evaluate what `records.jsonl` does not hold yet; return whether all is done.
 
         A unit of work is a cell of a batch; it is computed whole or not at all, and always with the same batch, so that
-        a run that was killed, or shared among processes, ends with the same records as one that was not.
+        a run that was killed, or shared among processes, ends with the same records as one that was not. A run that is to
+        stop does so before the next query of an attack; the cell it was at is computed anew when it goes on.
 
         Args:
             source: the images.
@@ -378,9 +440,14 @@ class Evaluator:
             world: this process among others; batches are dealt out in turn.
             max_seconds: wall-clock limit.
             report: told how many verdicts of this process are done, and how the last cell stands.
-            stop: asked after each cell.
+            stop: asked before each query of an attack and after each cell.
         """
         began = time.monotonic()
+
+        def interrupt() -> None:
+            if time.monotonic() - began > max_seconds or stop():
+                raise Interrupted
+
         world = World(0, 1, device) if world is None else world
         known, journal = read_records(folder.path), Journal(folder.path, world)
         if world.leads:

@@ -1,7 +1,8 @@
 """Models as folders: `model.safetensors` beside `config.json`; and the ones this project trained, by name.
 
 A config says what to build: {"kind": "classifier" | "masked-model" | "denoiser", "name": …, "options": {…}, "classes": […]}.
-The zoo's weights are stored in half precision and computed with in single.
+The zoo's weights are stored in half precision and computed with in single. What the demo and the recommended recipes need is in
+the package; the rest is in the folder `zoo` of the repository, or wherever ROBUSTMIM_ZOO points.
 """
 
 from __future__ import annotations
@@ -23,11 +24,19 @@ from robustmim.registry import build, builder, names
 from robustmim.runs import atomic, read_json, write_json
 
 ZOO = Path(__file__).parent.parent / "zoo"
+"""Models that come with the package."""
+REPOSITORY_ZOO = Path(__file__).parents[3] / "zoo"
+"""The other ones, where the package runs from a checkout."""
+
+
+def _shelves() -> list[Path]:
+    own = os.environ.get("ROBUSTMIM_ZOO")
+    return [ZOO, REPOSITORY_ZOO] + ([Path(own)] if own else [])
 
 
 def zoo_names() -> list[str]:
-    """List the models that ship with the package."""
-    return sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+    """List the models of the zoo: of the package, of the checkout it runs from, and of the folder ROBUSTMIM_ZOO."""
+    return sorted({path.parent.name for shelf in _shelves() for path in shelf.glob("*/config.json")})
 
 
 def find(name: str | Path) -> Path:
@@ -36,13 +45,14 @@ def find(name: str | Path) -> Path:
     Raises:
         CheckpointError: neither; the message gives the nearest zoo name.
     """
-    for folder in (Path(name), ZOO / str(name)):
+    for folder in (Path(name), *(shelf / str(name) for shelf in _shelves())):
         if (folder / "config.json").exists():
             return folder
     if Path(name).is_dir():
         raise CheckpointError(f"{name} holds no config.json: it is no finished run and no saved model")
     raise CheckpointError(
-        f"{name!r} is neither a folder with a model nor in the zoo. {suggest(str(name), zoo_names())}"
+        f"{name!r} is neither a folder with a model nor in the zoo. {suggest(str(name), zoo_names())} More models than the "
+        "package holds are in the folder zoo of its repository: ROBUSTMIM_ZOO may point at a copy of it."
     )
 
 

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The table purifier × attack: results/table.sh [CLASSIFIER [PURIFIER …]], with CLASSIFIER fast-cnn-cifar10, resnet56 or
+# fast-cnn-adversarial-cifar10. Needs ROBUSTMIM_DATA (CIFAR-10) and, for the ResNet-56, ROBUSTMIM_MODELS. What is there is resumed.
+# Purifiers of many passes are attacked by fewer steps and draws, as their claims say.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+cheap="none gaussian-noise jpeg median total-variation reconstruction-cifar10 ce-pure-cifar10 diffpure-unet-cifar10 \
+  diffusion-maskdit-micro-cifar10 recommended-cifar10 ramrm-masked-conv-cifar10 amrm-mae-patch4-cifar10 ramrm-mae-patch4-cifar10 \
+  amrm-maskdit-micro-cifar10 ramrm-maskdit-micro-cifar10 scoreopt-noised-unet-cifar10 scoreopt-image-unet-cifar10"
+dear="amrm-mae-patch2-cifar10 adp-cifar10 coup-unet-cifar10 diffpure-ddpm-unet-cifar10 diffpure-sde-unet-cifar10 soap-cifar10"
+few='[{name: gray-box, attack: pgd, against: classifier, options: {steps: 20}},
+  {name: full gradient, attack: pgd, options: {steps: 5}, gradient: {mode: exact, clip: exact}},
+  {name: smooth gradient, attack: pgd, options: {steps: 5}, gradient: {mode: tanh}}]'
+classifiers=${1:-fast-cnn-cifar10 resnet56 fast-cnn-adversarial-cifar10}
+purifiers=${*:2}
+for classifier in $classifiers; do
+  which=(--classifier "$classifier") budget=2/255
+  [ "$classifier" = resnet56 ] && which=(--classifier resnet56-4bfd9763.th --arch resnet56)
+  [ "$classifier" = fast-cnn-adversarial-cifar10 ] && budget=8/255
+  for purifier in ${purifiers:-$cheap $dear}; do
+    more=()
+    [[ " $dear " == *" $purifier "* ]] && more=(--attacks "$few")
+    out=results/table/$classifier--$purifier
+    if [ ! -e "$out/claim.json" ]; then
+      "${ROBUSTMIM:-robustmim}" evaluate purifier-table "${which[@]}" --purifier "$purifier" --radii "[$budget]" "${more[@]}" \
+        --out "$out" || [ $? -eq 4 ]  # a finding of the checks, which the claim holds
+    fi
+  done
+done
