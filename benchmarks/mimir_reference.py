@@ -1,8 +1,8 @@
 """A plain MIMIR step in the style of research code: the yardstick, not the product.
 
 Softmax attention written out, gather and un-shuffle around the decoder, predictions for every patch, an attack on a network
-whose weights all require gradients, a mask for the attack and another one for training, HSIC-CCA by two inverses, and a look
-at the loss after each step. It works on our model's weights, so that the same draws must give the same step.
+whose weights all require gradients, a mask for the attack and another one for training, HSIC-CCA by two inverses, AdamW as
+torch has it by default, and a look at the gradient's norm and at the loss after each step. It works on our model's weights, so that the same draws must give the same step.
 """
 
 from __future__ import annotations
@@ -100,5 +100,8 @@ def step(
         loss = loss + WEIGHT * penalty
     optimizer.zero_grad()
     loss.backward()
+    # Public code asks for the norm of the gradient, to log it, whether or not it clips.
+    norms = [torch.norm(parameter.grad.detach(), 2.0) for parameter in model.parameters() if parameter.grad is not None]
+    torch.norm(torch.stack(norms), 2.0).item()
     optimizer.step()
     return loss.item()

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[dict[str, int], int]] = {
     ),
     "ViT-T, patch 4": (VIT_T, 32),
     "ViT-T, patch 2": ({**VIT_T, "patch_size": 2}, 4),
+    "ViT-T of 6 layers, patch 2": ({**VIT_T, "depth": 6, "patch_size": 2}, 4),
 }
 CODE = MaskedAttackConfig(target="attacked", mask="fresh", mask_ratio=RATIO, support="all", reduction="mean")
 OPTIMIZER = OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, second_momentum=0.95)
@@ -61,7 +62,9 @@ def our_step(model: nn.Module, objective: Objective, optimizer: torch.optim.Opti
     values = objective(model, batch, keys(0, "step", batch.ids, step), step)
     optimizer.zero_grad(set_to_none=True)
     values["loss"].backward()
-    optimizer.step()
+    # The engine's look at the gradient, before it steps.
+    if nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).isfinite():
+        optimizer.step()
 
 
 def agreement(model: MaskedAutoencoder, batch: Batch) -> dict[str, float]:
@@ -172,7 +175,13 @@ def main() -> None:
         date = datetime.date.today().isoformat()
         folder = Path(__file__).parent / "records" / f"{date}-mimir-step"
         folder.mkdir(parents=True, exist_ok=True)
-        record = {"results": results, "rounds": options.rounds, "device": options.device, "environment": environment()}
+        record = {
+            "yardstick": mimir_reference.__doc__,
+            "results": results,
+            "rounds": options.rounds,
+            "device": options.device,
+            "environment": environment(),
+        }
         (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

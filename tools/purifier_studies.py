@@ -36,7 +36,8 @@ from robustmim.data.loader import Batch
 from robustmim.errors import CheckpointError
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.claims import tally, worst_case
-from robustmim.evaluate.run import NO_ATTACK, Cell, Evaluator, cell_of, radii_of
+from robustmim.evaluate.run import Evaluator
+from robustmim.evaluate.table import NO_ATTACK, Cell, cell_of, radii_of
 from robustmim.evaluate.verdict import broken
 from robustmim.models.masked import with_draws
 from robustmim.models.masking import enlarge, random_mask
@@ -67,11 +68,8 @@ NOISY, SCALES = "masked-conv-noise-cifar10", "runs/masked-conv-scales-cifar10"
 
 
 def at_scales(model: str, *scales: int, **changes: Any) -> PurifyRecipe:
-    return PurifyRecipe(
-        masked_model=model,
-        amrm=replace(DESCENT, mask_scales=scales, **changes),
-        denoiser=DenoiserConfig(sigma=0.1),  # only a MaskDiT's
-    )
+    denoiser = DenoiserConfig(sigma=0.1) if "maskdit" in model else DenoiserConfig()
+    return PurifyRecipe(masked_model=model, amrm=replace(DESCENT, mask_scales=scales, **changes), denoiser=denoiser)
 
 
 def in_steps(steps: int, **changes: Any) -> PurifyRecipe:
@@ -140,8 +138,15 @@ class Study:
         source = sources.load("cifar10", "test", skip=SKIP, limit=IMAGES)
         self.batches = list(in_order(source, BATCH, torch.device("cpu")))
         alone = replace(GRAY, against="defence", options=GRAY.options | {"drop": False})
-        bare = Evaluator(self.classifier, None, replace(self.recipe, attacks=(alone,)))
-        self.attacked = {radius: [bare.attacked(alone, batch, radius)[0] for batch in self.batches] for radius in RADII}
+        self._bare = Evaluator(self.classifier, None, replace(self.recipe, attacks=(alone,)))
+        self._attacked: dict[tuple[Radius, int], Images] = {}
+
+    def attacked(self, radius: Radius, place: int) -> Images:
+        """Return a batch attacked on the bare classifier."""
+        if (radius, place) not in self._attacked:
+            found = self._bare.attacked(self._bare.recipe.attacks[0], self.batches[place], radius)[0]
+            self._attacked[radius, place] = found
+        return self._attacked[radius, place]
 
     def judged(
         self, purify: PurifyRecipe, place: int, attacks: tuple[AttackConfig, ...], before: list[dict[str, Any]]
@@ -176,7 +181,7 @@ class Study:
                     continue
                 some = Batch(batch.images[left], batch.labels[left], batch.ids[left])
                 white = attack.against == "defence"
-                x = evaluator.attacked(attack, some, radius)[0] if white else self.attacked[radius][place]
+                x = evaluator.attacked(attack, some, radius)[0] if white else self.attacked(radius, place)
                 judge(some, x, Cell(attack.name, radius, "purified"))
         return records
 
@@ -201,17 +206,18 @@ class Study:
                 wrong += float((found.pixels - batch.images)[hidden].square().mean()) / len(config.mask_scales)
                 losses[0.0] += float(found.loss.sum())
                 for radius in RADII:
-                    losses[radius] += float(asked.reconstruct(self.attacked[radius][place], mask).loss.sum())
+                    losses[radius] += float(asked.reconstruct(self.attacked(radius, place), mask).loss.sum())
         sees = {radius_text(radius): round(losses[radius] / losses[0.0], 4) for radius in RADII}
         return {"sigma": round((wrong / len(self.batches)) ** 0.5 * 255, 2), "sees": sees}
 
     def milliseconds(self, purify: PurifyRecipe) -> float:
         """Return CPU time, of one thread, that an image takes: the clock on the wall would tell of other programs too."""
         purifier, spent = make_purifier(purify), []
-        drawn = keys(SEED, "timing", self.batches[0].ids)
+        some = self.batches[0].images[:16]
+        drawn = keys(SEED, "timing", self.batches[0].ids[:16])
         for _ in range(4):
             began = time.process_time()
-            purifier(self.batches[0].images, keys=drawn)
+            purifier(some, keys=drawn)
             spent.append(time.process_time() - began)
         return round(min(spent) / len(drawn) * 1000, 2)
 
@@ -294,19 +300,22 @@ def run(name: str, wanted: list[str]) -> None:
 
 
 def write(name: str, study: Study) -> None:
-    """Write what has been measured, on the images that all rows have met; a row that has met none of them is left out."""
+    """Write what has been measured: accuracies on those images that all rows which have met any have met."""
     found = {title: parts for title, parts in measured(name).items() if parts[GRAY.name]}
-    common = {part: min(len(parts[part]) for parts in found.values()) for part in PARTS}
+    # Batches are met in order, each by all rows before the next one.
+    common = {part: min((len(own[part]) for own in found.values() if own[part]), default=0) for part in PARTS}
     rows: dict[str, Any] = {}
     for title, purify in STUDIES[name].items():
+        if not there(purify):
+            continue
+        rows[title] = {"purifier": describe(purify), **passes(purify), "cpu_milliseconds": study.milliseconds(purify)}
+        rows[title] |= study.sight(purify) if name == "scales" else {}
         if title not in found:
             continue
-        gray, white = (
-            [row for place in range(common[part]) for own in parts for row in found[title][own][place]]
-            for part, parts in ((GRAY.name, [GRAY.name]), ("white box", list(PARTS)))
-        )
-        rows[title] = {"purifier": describe(purify), **passes(purify), "cpu_milliseconds": study.milliseconds(purify)}
-        rows[title] |= (study.sight(purify) if name == "scales" else {}) | study.summary(gray, white)
+        done = {part: range(common[part] if found[title][part] else 0) for part in PARTS}
+        gray = [row for place in done[GRAY.name] for row in found[title][GRAY.name][place]]
+        white = [row for place in done["white box"] for part in PARTS for row in found[title][part][place]]
+        rows[title] |= study.summary(gray, white)
     content = {
         "classifier": CLASSIFIER,
         "data": f"CIFAR-10 test, images from {SKIP} on",
@@ -338,6 +347,8 @@ def chart() -> None:
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     named: set[str] = set()
     for title, row in rows.items():
+        if f"gray-box {radius_text(RADII[0])}" not in row:
+            continue
         family = next(name for name in families if title.startswith(name))
         colour, marker = families[family]
         label = None if family in named else family + (" on 1, 2, 4" if family.endswith("trained") else "")

@@ -309,7 +309,14 @@ def study(file: str, title: str, about: str, columns: dict[str, str]) -> str:
         return ""
     content = json.loads(path.read_text())
     rows = content["rows"]
-    counts = sorted({row["clean"]["n"] for row in rows.values()})
+    counts = sorted(
+        {
+            row[key]["n"]
+            for row in rows.values()
+            for key in columns
+            if isinstance(row.get(key), dict) and "n" in row[key]
+        }
+    )
     lines = [
         f"## {title}",
         "",

@@ -148,6 +148,7 @@ class Unrolled:
             momentum=self.momentum,
             direction=self._direction(pulling=False),
             start=self._start(x),
+            output=self.output,
             callback=keep,
         )
         count = len(self.lengths)
@@ -158,8 +159,7 @@ class Unrolled:
             weights = [(best == s).to(x.dtype) for s in range(count)] + [torch.zeros_like(values[0])]
         else:
             weights = [torch.zeros_like(values[0])] * count + [torch.ones_like(values[0])]
-        output = {"last": descent.last, "mean": descent.mean, "best": descent.best}[self.output]
-        return output, iterates, gradients, weights
+        return descent.output, iterates, gradients, weights
 
     def pull_back(
         self, x: Images, iterates: list[Images], gradients: list[Images], weights: list[Tensor], upstream: Images

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from robustmim.errors import RecipeError
 from robustmim.radius import Radius
+
+
+def _at_least_one(**counts: int) -> None:
+    """Refuse counts of nothing.
+
+    Raises:
+        RecipeError: one of them is below one.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise RecipeError(f"{name} is at least 1, not {count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +235,12 @@ class RunConfig:
     """Steps in a row that may be skipped because their gradient is not a number; after more, the run stops, all saved."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on CUDA where supported, else float32."""
+
+    def __post_init__(self) -> None:
+        """Refuse a run of nothing."""
+        _at_least_one(batch_size=self.batch_size, accumulate=self.accumulate)
+        if not self.epochs > 0:
+            raise RecipeError(f"epochs are above 0 (a fraction will do), not {self.epochs:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,6 +636,9 @@ class AttackConfig:
     """Budgets it is run at; default: all of the recipe's."""
     images: int | None = None
     """Attack only the first so many images."""
+    optional: bool = False
+    """Leave the attack out, and say so, where the defence lacks what it needs (a masked model, a gradient of its own) or the norm
+    is none of its norms; otherwise that is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -647,11 +668,17 @@ class EvaluateRecipe:
     """Fresh draws of a random defence on which each adversarial image is judged; with more than one, a second set of as
     many must confirm a break."""
     cascade: bool = False
-    """An image that has fallen to one attack is not given to the next ones at that budget."""
+    """An image that has fallen to a white-box attack is not given to the next ones at that budget. What falls to an attacker who
+    knows less (of the bare classifier, of another one, of answers alone, of a stand-in for the purifier) is, so that white-box
+    attacks which miss it are found out. Takes two draws or more, if the defence is random."""
     checks: ChecksConfig = ChecksConfig()
     batch_size: int = 64
     """Images at a time."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse batches of nothing."""
+        _at_least_one(batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -667,6 +694,10 @@ class CorruptionsRecipe:
     """Images at a time."""
     seed: int = 0
     """Seed of the corruptions and of the purifier's draws."""
+
+    def __post_init__(self) -> None:
+        """Refuse batches of nothing."""
+        _at_least_one(batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -687,6 +718,10 @@ class CertifyRecipe:
     """Noisy copies at a time."""
     seed: int = 0
     """Seed of the noise and of the purifier's draws."""
+
+    def __post_init__(self) -> None:
+        """Refuse batches of nothing."""
+        _at_least_one(batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -717,6 +752,9 @@ class RobustifyRecipe:
     norm: Literal["linf", "l2"] = "linf"
     radius: Radius = Radius("8/255")
     """Budget of these examples."""
+    radius_warmup: int = 0
+    """Optimiser steps over which the budget grows from nothing. At once at its full size, it may drive the training into a corner:
+    a purifier that blots every image out, since a classifier that is surely wrong costs more than one that does not know."""
     attack_steps: int = 5
     attack_step_size: float = 0.4
     """Step as a fraction of the budget."""
@@ -735,8 +773,7 @@ class RobustifyRecipe:
     """Rank of the change of each layer, for low-rank."""
     anchor: float = 0.0
     """Weight of the reconstruction loss of clean images (ours), which keeps the model a masked autoencoder. Where nothing is
-    hidden: of the squared distance of purified images from the clean ones. Without it, training may end in a purifier that
-    blots every image out, since a classifier that is surely wrong costs more than one that does not know."""
+    hidden: of the squared distance of purified images from the clean ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -762,3 +799,7 @@ class DetectRecipe:
     batch_size: int = 64
     """Images at a time."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse batches of nothing."""
+        _at_least_one(batch_size=self.batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,10 @@ from robustmim.types import Images, PerSample
 Objective = Callable[[Images, int], PerSample]
 """(images, step) → one value per sample. The step lets an objective choose its mask or its draws."""
 
+Output = Literal["last", "best", "mean"]
+"""The final iterate; for each sample the iterate of best value, of those from which a step was taken; or the average of all
+iterates, the start included (the point that AMRM-Pure's Theorem H.1 bounds)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
@@ -21,13 +25,11 @@ class Descent:
 
     Attributes:
         last: the final iterate.
-        best: for each sample the iterate of best value seen before a step was taken from it.
-        mean: the average of all iterates, the start included (the point that AMRM-Pure's Theorem H.1 bounds).
+        output: what was asked for, see `Output`.
     """
 
     last: Images
-    best: Images
-    mean: Images
+    output: Images
 
 
 def advance(
@@ -71,6 +73,7 @@ def projected_descent(
     start: Images | None = None,
     momentum: float = 0.0,
     direction: Callable[[Images], Images] | None = None,
+    output: Output = "last",
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> Descent:
     """Take `steps` steps of steepest ascent or descent, projecting onto a ball around `x` after each.
@@ -87,13 +90,13 @@ def projected_descent(
         start: first iterate; `x` by default.
         momentum: weight of the previous direction in the next one (MI-FGSM, Dong et al. 2018); 0 for plain steps.
         direction: gradient → unit step; the ball's steepest by default.
+        output: what is returned besides the last iterate.
         callback: called before each step with {"step", "x", "value", "gradient", "center", "ball"} (tensors detached).
     """
     sign = 1.0 if maximise else -1.0
     direction = ball.steepest if direction is None else direction
     current = (x if start is None else start).detach()
-    best, best_value = current, torch.full((len(x),), -torch.inf, device=x.device)
-    mean = current.clone()
+    chosen, best_value = current, torch.full((len(x),), -torch.inf, device=x.device)
     velocity = torch.zeros_like(current) if momentum else None
     for step in range(steps):
         leaf = current.detach().requires_grad_(True)
@@ -103,9 +106,10 @@ def projected_descent(
         value = value.detach()
         if callback is not None:
             callback({"step": step, "x": current, "value": value, "gradient": gradient, "center": x, "ball": ball})
-        better = sign * value > best_value
-        best_value = torch.where(better, sign * value, best_value)
-        best = torch.where(better.view(-1, 1, 1, 1), current, best)
+        if output == "best":
+            better = sign * value > best_value
+            best_value = torch.where(better, sign * value, best_value)
+            chosen = torch.where(better.view(-1, 1, 1, 1), current, chosen)
         current, velocity = advance(
             current,
             velocity,
@@ -116,5 +120,6 @@ def projected_descent(
             direction=direction,
             project=ball.project,
         )
-        mean = mean + (current - mean) / (step + 2)
-    return Descent(last=current, best=best, mean=mean)
+        if output == "mean":
+            chosen = chosen + (current - chosen) / (step + 2)
+    return Descent(last=current, output=current if output == "last" else chosen)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from robustmim.errors import RecipeError, suggest
 
@@ -45,6 +46,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.purify.baselines.median",
         "robustmim.purify.baselines.soap",
         "robustmim.purify.baselines.adp",
+        "robustmim.purify.baselines.anti_adversary",
         "robustmim.purify.baselines.nim",
         "robustmim.purify.baselines.dmae",
     ),
@@ -125,18 +127,90 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+_PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+    str: ("a word", (str,)),
+    NoneType: ("null", (NoneType,)),
+}
+"""Type of an option → what it is called, and the types of the values that it takes."""
+
+
+def _choices(hint: Any) -> Iterator[Any]:
+    """Yield the types that a union is made of."""
+    if get_origin(hint) in (Union, UnionType):
+        for one in get_args(hint):
+            yield from _choices(one)
+    else:
+        yield hint
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Say whether an option of a type may have a value; of types that no YAML can hold, nothing is said."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in inside)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        hints = inside[:1] * len(value) if Ellipsis in inside else inside
+        return len(hints) == len(value) and all(map(_fits, value, hints))
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint not in _PLAIN:
+        return True
+    # Python takes true for the number one.
+    return isinstance(value, _PLAIN[hint][1]) and (hint is bool or not isinstance(value, bool))
+
+
+def _in_words(hint: Any) -> str:
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, inside))
+    if origin is Literal:
+        return " or ".join(map(repr, inside))
+    if origin is tuple:
+        return f"a list, each {_in_words(inside[0])}" if Ellipsis in inside else f"a list of {len(inside)}"
+    if origin is dict:
+        return "a mapping"
+    return _PLAIN[hint][0] if hint in _PLAIN else str(hint)
+
+
+def _check(what: str, make: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Refuse options that do not exist, or whose values are not of their types.
+
+    Raises:
+        RecipeError: the message gives the nearest right name or value.
+    """
+    accepted = inspect.signature(make).parameters
+    try:
+        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
+    except NameError:  # a plug-in's types may be there for its own checks alone
+        hints = {}
+    for option, value in options.items():
+        if option not in accepted:
+            raise RecipeError(f"{what} has no option {option!r}. {suggest(option, accepted)}")
+        hint = hints.get(option, Any)
+        if not _fits(value, hint):
+            words = [one for choice in _choices(hint) if get_origin(choice) is Literal for one in get_args(choice)]
+            near = f". {suggest(value, map(str, words))}" if words and isinstance(value, str) else ""
+            raise RecipeError(f"{what}: option {option!r} is {_in_words(hint)}, not {value!r}{near}")
+
+
 def build(kind: Kind, name: str, /, **options: Any) -> Any:
     """Build a registered thing from keyword options.
 
     Raises:
-        RecipeError: no such name, or an option it does not take; the message gives the nearest one.
+        RecipeError: no such name, an option it does not take, or a value that this option does not; the message gives the
+            nearest one.
     """
     make = builder(kind, name)
-    accepted = inspect.signature(make).parameters
-    for option in options:
-        if option not in accepted:
-            raise RecipeError(f"{kind} {name!r} has no option {option!r}. {suggest(option, accepted)}")
+    options = {option: _tuples(value) for option, value in options.items()}
+    _check(f"{kind} {name!r}", make, options)
     try:
-        return make(**{option: _tuples(value) for option, value in options.items()})
+        return make(**options)
     except TypeError as error:
         raise RecipeError(f"{kind} {name!r} cannot be built from {options}: {error}") from error

@@ -15,32 +15,45 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
-_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_ALL = 2**64 - 1
+_PIECE = 2**15  # numbers, 256 KiB
+
+
+def _signed(bits: int) -> int:
+    """Return the signed 64-bit integer of the same bits."""
+    return bits - 2**64 if bits >= 2**63 else bits
+
+
+_GOLDEN, _MIX_1, _MIX_2 = (_signed(bits) for bits in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:
     # int64's >> keeps the sign; the hash needs zeros shifted in.
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _hash(bits: Tensor) -> Tensor:
-    bits = bits + _GOLDEN
-    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
-    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
-    return bits ^ _shift_right(bits, 31)
+    bits = bits + _GOLDEN  # a new tensor, in which the rest is done
+    # A processor does it piece by piece: draws of images are larger than its caches.
+    for piece in bits.view(-1).split(_PIECE if bits.device.type == "cpu" else bits.numel() or 1):
+        piece.bitwise_xor_(_shift_right(piece, 30)).mul_(_MIX_1)
+        piece.bitwise_xor_(_shift_right(piece, 27)).mul_(_MIX_2)
+        piece.bitwise_xor_(_shift_right(piece, 31))
+    return bits
 
 
-def _word(part: str | int) -> int:
-    """Turn a word or a number into a signed 64-bit integer (FNV-1a for words), the same on every platform."""
+def _hash_word(part: str | int) -> int:
+    """Hash a word (FNV-1a first) or a number, as `_hash` does but in Python, so that nothing is sent to a device."""
     if isinstance(part, str):
-        value = 0xCBF29CE484222325
+        bits = 0xCBF29CE484222325
         for byte in part.encode():
-            value = ((value ^ byte) * 0x100000001B3) & (2**64 - 1)
+            bits = ((bits ^ byte) * 0x100000001B3) & _ALL
     else:
-        value = part & (2**64 - 1)
-    return value - 2**64 if value >= 2**63 else value
+        bits = part & _ALL
+    bits = (bits + _GOLDEN) & _ALL
+    bits = ((bits ^ bits >> 30) * _MIX_1) & _ALL
+    bits = ((bits ^ bits >> 27) * _MIX_2) & _ALL
+    return _signed(bits ^ bits >> 31)
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Keys:
         """Return the keys of a purpose or a step: `keys.fold("mask", step)`. The order of parts matters."""
         values = self.values
         for part in parts:
-            values = _hash(values ^ _hash(torch.tensor(_word(part), device=values.device)))
+            values = _hash(values ^ _hash_word(part))
         return Keys(values)
 
     def fold_each(self, numbers: Int[Tensor, " batch"]) -> Keys:
@@ -67,7 +80,7 @@ class Keys:
 
     def uniform(self, *shape: int) -> Float[Tensor, batch * shape]:
         """Draw float32 numbers in [0, 1), one array of `shape` per sample."""
-        return _shift_right(self.bits(*shape), 40).to(torch.float32) * 2.0**-24
+        return _shift_right(self.bits(*shape), 40).to(torch.float32).mul_(2.0**-24)
 
     def normal(self, *shape: int) -> Float[Tensor, batch * shape]:
         """Draw standard normal float32 numbers, one array of `shape` per sample (Box and Muller 1958)."""

@@ -132,7 +132,7 @@ class RunFolder:
         leads: whether this process writes; of several processes, one does.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or its run.json does not say what was run.
         RecipeError: it holds a run of another kind or recipe.
     """
 
@@ -160,6 +160,10 @@ class RunFolder:
         }
         if (path / "run.json").exists():
             before = read_json(path / "run.json")
+            if not isinstance(before, dict) or not {"kind", "recipe"} <= before.keys():
+                raise InputError(
+                    f"{path / 'run.json'} does not say what was run here; choose another folder with --out, or delete it"
+                )
             changed = sorted(
                 key
                 for key in _differences(_with_defaults(before["recipe"], recipe), plain)

@@ -6,7 +6,10 @@ import json
 
 import pytest
 
+from robustmim.cli.curve import varied, with_steps
 from robustmim.cli.main import main
+from robustmim.config import AttackConfig, BaselineConfig, EvaluateRecipe, PurifyRecipe, ReconstructionConfig
+from robustmim.errors import RecipeError
 from robustmim.evaluate.comparison import compare, exact_mcnemar
 from robustmim.report.measures import curve_sections
 from robustmim.runs import read_json
@@ -33,6 +36,35 @@ def test_pairs_are_compared_not_means():
     assert (row["only_first"], row["only_second"]) == (6, 0)
     assert row["p"] == pytest.approx(2 / 2**6)
     assert row["low"] < row["difference"] < row["high"] < 0
+
+
+def test_records_of_something_else_are_not_compared(tmp_path, capsys):
+    (tmp_path / "records.jsonl").write_text('{"id": 0, "label": 1, "predicted": 1, "radius": 0.3}\n')
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 1
+    assert "not those of an evaluation" in capsys.readouterr().err
+
+
+def test_steps_are_varied_where_there_are_any_and_nowhere_else():
+    recipe = EvaluateRecipe(attacks=(AttackConfig(name="a"),))
+
+    def steps(**purify):
+        return varied(recipe, PurifyRecipe(**purify), "purification-steps", "7")[1]
+
+    assert steps(masked_model="m").amrm.steps == 7
+    adp = BaselineConfig(name="adp", model="m", options={"noise": 0.05, "steps": 10})
+    assert steps(baseline=adp).baseline.options == {"noise": 0.05, "steps": 7}
+    with pytest.raises(RecipeError, match="jpeg has no steps that could be varied; vary radius, attack-steps or eot"):
+        steps(baseline=BaselineConfig(name="jpeg"))
+    with pytest.raises(RecipeError, match="one pass, without steps"):
+        steps(masked_model="m", reconstruction=ReconstructionConfig())
+
+
+def test_attacks_without_steps_have_none_to_vary(capsys):
+    pgd, square = AttackConfig(name="a"), AttackConfig(name="b", attack="square")
+    assert with_steps(EvaluateRecipe(attacks=(pgd, square))).attacks == (pgd,)
+    assert "left out: b: square has no steps" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match="none of the attacks has steps"):
+        with_steps(EvaluateRecipe(attacks=(square,)))
 
 
 def test_commands(tmp_path, capsys):

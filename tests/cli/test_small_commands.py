@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from robustmim.cli.main import COMMANDS, main
+from robustmim.errors import CheckpointError, InputError
 from robustmim.models.zoo import load_model, save_model, zoo_names
-from robustmim.runs import read_json
+from robustmim.runs import RunFolder, read_json
 from tests.tiny import TINY_EVALUATION
 from tests.unit.test_masked_models import tiny_conv
 
@@ -99,6 +100,26 @@ def test_a_classifier_that_does_not_fit_is_refused(tmp_path, capsys):
     assert "but a classifier is needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["evaluate", "cifar10-linf", "--batch_size", "0"], "batch_size is at least 1, not 0"),
+        (["train", "fast-cnn-cifar10", "--run.batch_size", "0"], "batch_size is at least 1, not 0"),
+        (["train", "fast-cnn-cifar10", "--run.epochs", "-1"], "epochs are above 0"),
+    ],
+)
+def test_nothing_at_a_time_is_refused(words, says, capsys):
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", "[]"])
+def test_a_folder_that_does_not_say_what_was_run_is_refused(text, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match="does not say what was run"):
+        RunFolder(tmp_path, recipe={"a": 1}, kind="train")
+
+
 class TestSavedModels:
     config = {  # noqa: RUF012
         "kind": "masked-model",
@@ -120,9 +141,16 @@ class TestSavedModels:
         assert half < 0.7 * whole
         assert next(load_model(tmp_path / "half").parameters()).dtype == torch.float32
 
-    def test_damaged_and_foreign_folders_are_named(self, tmp_path):
-        from robustmim.errors import CheckpointError
+    @pytest.mark.parametrize(
+        "text", ['{"kind": "classifier"}', "[]", '{"kind": "toaster", "name": "fast-cnn", "options": {}}']
+    )
+    def test_a_config_that_does_not_say_what_to_build_is_refused(self, text, tmp_path):
+        (tmp_path / "config.json").write_text(text)
+        for kind in (None, "classifier"):
+            with pytest.raises(CheckpointError, match="not the config of a saved model"):
+                load_model(tmp_path, kind=kind)
 
+    def test_damaged_and_foreign_folders_are_named(self, tmp_path):
         save_model(tmp_path, tiny_conv(), self.config)
         path = tmp_path / "model.safetensors"
         whole = path.read_bytes()

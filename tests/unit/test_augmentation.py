@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from robustmim.config import AugmentConfig, DataConfig
 from robustmim.data import augment
 from robustmim.data.augment import OPERATIONS, erase, rand_augment
-from robustmim.data.generated import load_generated
+from robustmim.data.generated import _array, load_generated
 from robustmim.data.loader import Extended, Loader
 from robustmim.data.mixing import beta, cutmix, mix, mixup
 from robustmim.data.sources import ResidentSource
@@ -209,6 +209,22 @@ def test_generated_images_take_their_share_of_each_batch(tmp_path):
     assert (seen.view(16, 8)[:, 2:] < 0).all()
     assert seen[seen >= 0].sort().values.tolist() == list(range(32))  # every real image once in four epochs
     assert len(both.batch(0).labels) == 8
+
+
+def test_generated_images_are_mapped_unless_they_are_compressed(tmp_path):
+    images = pictures(6).permute(0, 2, 3, 1).numpy()
+    for save in (np.savez, np.savez_compressed):
+        path = tmp_path / f"{save.__name__}.npz"
+        save(path, label=np.arange(6) % 2, image=images)
+        with np.load(path) as content:
+            assert isinstance(_array(path, content, "image"), np.memmap) == (save is np.savez)
+        found = load_generated(str(path), ("a", "b"), 32)
+        assert torch.equal(found.fetch(torch.arange(6)), pictures(6))
+        assert found.labels.tolist() == [0, 1] * 3
+    stored = tmp_path / "savez.npz"
+    stored.write_bytes(stored.read_bytes()[:9000])
+    with pytest.raises(InputError, match="damaged"):
+        load_generated(str(stored), ("a", "b"), 32)
 
 
 @pytest.mark.parametrize(

@@ -36,19 +36,24 @@ def test_each_sample_goes_its_own_way():
 
 def test_best_and_mean_are_what_they_say():
     x, goal = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.52)
-    seen = []
-    result = projected_descent(
-        quadratic(goal),
-        x,
-        Ball(eps=0.1),
-        steps=6,
-        step_size=lambda s: 0.015,
-        maximise=False,
-        callback=lambda state: seen.append(state["x"].clone()),
-    )
-    values = [(point - goal).square().item() for point in seen]
-    assert (result.best - goal).square().item() == min(values)
-    torch.testing.assert_close(result.mean, torch.stack([*seen, result.last]).mean(0))
+    for output in ("best", "mean", "last"):
+        seen = []
+        result = projected_descent(
+            quadratic(goal),
+            x,
+            Ball(eps=0.1),
+            steps=6,
+            step_size=lambda s: 0.015,
+            maximise=False,
+            output=output,
+            callback=lambda state, seen=seen: seen.append(state["x"].clone()),
+        )
+        if output == "best":
+            assert (result.output - goal).square().item() == min((point - goal).square().item() for point in seen)
+        elif output == "mean":
+            torch.testing.assert_close(result.output, torch.stack([*seen, result.last]).mean(0))
+        else:
+            assert torch.equal(result.output, result.last)
 
 
 def test_momentum_crosses_a_ripple_that_stops_plain_steps():
@@ -57,9 +62,13 @@ def test_momentum_crosses_a_ripple_that_stops_plain_steps():
 
     x = torch.full((1, 1, 1, 1), 0.1)
     ball = Ball(norm="l2", eps=1.0)
-    plain = projected_descent(ripple, x, ball, steps=60, step_size=lambda s: 0.02, maximise=False).best
-    heavy = projected_descent(ripple, x, ball, steps=60, step_size=lambda s: 0.02, maximise=False, momentum=0.9).best
-    assert ripple(heavy, 0) < ripple(plain, 0)
+
+    def best(momentum):
+        return projected_descent(
+            ripple, x, ball, steps=60, step_size=lambda s: 0.02, maximise=False, momentum=momentum, output="best"
+        ).output
+
+    assert ripple(best(0.9), 0) < ripple(best(0.0), 0)
 
 
 def test_a_start_outside_is_kept_inside_after_a_step_and_the_input_is_untouched():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
 from robustmim.evaluate.claims import claim, faced_by_sample, proportion, worst_case
 from robustmim.evaluate.honesty import active_checks, status
-from robustmim.evaluate.run import Cell, Evaluator, read_records
+from robustmim.evaluate.run import Evaluator, read_records
+from robustmim.evaluate.table import Cell, in_rising_order
 from robustmim.evaluate.verdict import broken, judge, share, worst_of_each
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Traits
@@ -22,6 +25,7 @@ from robustmim.radius import Radius
 from robustmim.rng import keys
 from robustmim.runs import RunFolder, read_lines
 from robustmim.train.distributed import World
+from tests.toys import purifier
 
 CPU = torch.device("cpu")
 R = Radius("8/255")
@@ -215,6 +219,56 @@ class TestRunner:
             assert evaluator.run(source, folder, device=CPU)
             assert (path / "records.jsonl").read_bytes() == whole
 
+    def test_only_white_box_attacks_spare_an_image_the_next_ones(self, tmp_path):
+        blur = GradientConfig(mode="replacement", forward="smooth")
+        attacks = (
+            AttackConfig(name="gray", against="classifier"),
+            AttackConfig(name="black", attack="square", options={"queries": 60}, eot=2),
+            AttackConfig(name="stand-in", gradient=blur, eot=2),
+            AttackConfig(name="white", eot=2),
+            AttackConfig(name="after", eot=2),
+        )
+        evaluator = Evaluator(Halves(), noisy(0.02), recipe(*attacks, cascade=True))
+        _, _, records = evaluated(tmp_path, evaluator)
+        cells = {a.name: records[a.name, "8/255", "purified"] for a in attacks}
+        for name in ("gray", "black", "stand-in", "white"):
+            assert any(broken(row) for row in cells[name].values())
+            assert not any(row.get("skipped") for row in cells[name].values())
+        spared = {number: row.get("skipped") for number, row in cells["after"].items()}
+        assert spared == {number: "white" if broken(row) else None for number, row in cells["white"].items()}
+
+    def test_told_to_stop_it_does_before_the_next_query(self, tmp_path):
+        """The cell it was at is begun anew, so that the records are those of a run that nobody stopped."""
+        attacks = (
+            AttackConfig(name="gray", against="classifier", options={"steps": 30}),
+            AttackConfig(name="white", eot=2, options={"steps": 30, "drop": False}),
+        )
+        evaluator = Evaluator(Halves(), noisy(0.02), recipe(*attacks))
+        source, _, _ = evaluated(tmp_path / "whole", evaluator)
+        path = tmp_path / "stopped"
+        folder = RunFolder(path, recipe={"evaluate": evaluator.recipe}, kind="evaluate")
+        asked = []
+
+        def stop():
+            asked.append(None)
+            return len(asked) % 150 == 0  # at another place of the 30 · 2 queries of an attack each time
+
+        calls = 1
+        while not evaluator.run(source, folder, device=CPU, stop=stop):
+            calls += 1
+            assert len(read_lines(path / "records.jsonl")) % 4 == 0  # batches of four, whole cells
+        assert calls > 2
+        assert (path / "records.jsonl").read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
+
+    def test_an_attack_takes_no_longer_than_it_may(self, tmp_path, monkeypatch):
+        ticks = itertools.count()
+        monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))  # a second from look to look
+        long = AttackConfig(name="long", options={"steps": 3000, "drop": False})
+        folder = RunFolder(tmp_path, recipe={}, kind="evaluate")
+        assert not Evaluator(Halves(), None, recipe(long)).run(Images(), folder, device=CPU, max_seconds=40)
+        assert next(ticks) < 60
+        assert {row["attack"] for row in read_lines(tmp_path / "records.jsonl")} == {"none"}
+
     def test_memory_that_does_not_suffice_halves_the_batch(self, tmp_path):
         class Small(Halves):
             def forward(self, x):
@@ -266,11 +320,45 @@ class TestRunner:
             ((AttackConfig(name="a", radii=(Radius("1/255"),)),), "not among the recipe's radii"),
             ((AttackConfig(name="a", attack="pdg"),), "Did you mean 'pgd'"),
             ((AttackConfig(name="a", attack="rays"),), "works in linf"),
+            ((AttackConfig(name="a", options={"steps": 1.5}),), "'steps' is a whole number, not 1.5"),
         ):
             with pytest.raises(RecipeError, match=words):
                 Evaluator(Halves(), None, recipe(*attacks, norm="l2"))
         with pytest.raises(RecipeError, match="offers no tanh gradient"):
             Evaluator(Halves(), noisy(0.1), recipe(AttackConfig(name="a", gradient=GradientConfig(mode="tanh"))))
+
+    def test_budgets_rise_and_come_once(self):
+        radii = tuple(map(Radius, ("8/255", "2/255", 8 / 255, "8/255", "4/255")))
+        with pytest.raises(RecipeError, match="budgets rise"):
+            Evaluator(Halves(), None, recipe(radii=radii))
+        assert [str(radius) for radius in in_rising_order(radii)] == ["2/255", "4/255", "8/255"]
+
+    def test_optional_attacks_that_a_defence_cannot_face_are_left_out_and_said(self, tmp_path):
+        joint = AttackConfig(name="joint", attack="joint", optional=True)
+        tanh = AttackConfig(name="tanh", gradient=GradientConfig(mode="tanh"), optional=True)
+        pgd = AttackConfig(name="pgd", eot=2, options={"steps": 2})
+        evaluator = Evaluator(Halves(), noisy(0.1), recipe(joint, tanh, pgd))
+        assert [attack.name for attack in evaluator.recipe.attacks] == ["pgd"]
+        content = concluded(tmp_path, evaluator)
+        assert set(content["left_out"]) == {"joint", "tanh"}
+        assert "masked model" in content["left_out"]["joint"]
+        assert "offers no tanh gradient" in content["left_out"]["tanh"]
+        assert {row["attack"] for row in content["cells"]} == {"none", "pgd"}
+        with pytest.raises(RecipeError, match="masked model"):
+            Evaluator(Halves(), noisy(0.1), recipe(dataclasses.replace(joint, optional=False), pgd))
+
+    def test_what_falls_before_another_purifier_is_not_left_alone(self):
+        source = Images()
+        batch = Batch(source.images.float() / 255, source.labels, source.ids)
+
+        def dropped(**gradient):
+            attack = AttackConfig(name="a", gradient=GradientConfig(**gradient))
+            return Evaluator(Halves(), purifier(), recipe(attack)).target(attack, batch, R).drop
+
+        assert dropped() and dropped(mode="tanh") and dropped(mode="replacement")
+        assert not dropped(mode="tanh", ball_scale=2.0)
+        assert not dropped(mode="tanh", steps=1)
+        assert not dropped(mode="tanh", forward="smooth")
 
 
 class TestChecks:

@@ -10,6 +10,7 @@ import torch
 
 import robustmim
 from robustmim.config import AttackConfig, ChecksConfig, GradientConfig
+from robustmim.errors import RecipeError
 from robustmim.evaluate import honesty
 from robustmim.evaluate.honesty import findings
 from robustmim.evaluate.run import Evaluator
@@ -62,6 +63,35 @@ def test_knowing_less_must_not_find_more():
     assert said(WHITE, BLACK, records=[strong, rows("black", [0] * 4 + [4] * 16)])["black-box-wins"] == "red"
     # One image of twenty may be luck.
     assert "transfer-wins" not in said(GRAY, WHITE, records=[strong, rows("gray", [0] + [4] * 19)])
+
+
+def test_under_a_cascade_too():
+    """A white-box attack spares what it broke; what an attack that knows less broke before it is not spared."""
+    weak = rows("gray", [0] * 4 + [4] * 16)
+    assert said(GRAY, WHITE, records=[rows("white", [4] * 20), weak], cascade=True)["transfer-wins"] == "red"
+    assert "transfer-wins" not in said(GRAY, WHITE, records=[rows("white", [0] * 4 + [4] * 16), weak], cascade=True)
+    spared = rows("black", [0] * 4 + [4] * 16)
+    for number in range(4, 8):
+        spared["black", "8/255", "purified"][number] = {"id": number, "attack": "black", "skipped": "white"}
+    strong = rows("white", [4] * 4 + [0] * 4 + [4] * 12)
+    assert said(WHITE, BLACK, records=[strong, spared], cascade=True)["black-box-wins"] == "red"
+
+
+def test_a_stand_in_for_the_purifier_is_not_the_defence():
+    blur = GradientConfig(mode="replacement", forward="smooth")
+    alone = AttackConfig(name="alone", gradient=blur, eot=2)
+    assert said(alone)["no-white-box"] == "red"
+    weak, strong = rows("alone", [0] * 4 + [4] * 16), rows("white", [4] * 20)
+    assert said(alone, WHITE, records=[weak, strong])["transfer-wins"] == "red"
+    assert "no-white-box" not in said(alone, WHITE)
+
+
+def test_a_verdict_on_one_draw_of_a_random_defence():
+    assert said(WHITE, draws=1)["one-draw"] == "amber"
+    assert "one-draw" not in said(WHITE)
+    assert "one-draw" not in said(WHITE, draws=1, purifier=Purify(lambda x, drawn: x, randomised=False))
+    with pytest.raises(RecipeError, match="one draw of a random defence"):
+        said(WHITE, draws=1, cascade=True)
 
 
 def test_a_larger_budget_must_not_leave_more():

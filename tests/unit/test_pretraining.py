@@ -557,6 +557,17 @@ def test_free_steps_move_along_the_gradient_of_the_step_before(masks):
             point = (point + 4 / 255 * gradient.sign()).clamp(x - EPS, x + EPS).clamp(0, 1)
 
 
+def test_a_free_step_without_a_gradient_leaves_the_image_where_it_was():
+    objective, model, batch = FreeMaskedPretraining((0.5,), FreeAttackConfig(replays=3)), tiny_mae(), batch_of(4)
+    for step in range(2):
+        loss = objective(model, batch, keys_of(batch, step), step)["loss"]
+        (loss * math.nan if step == 0 else loss).backward()
+        seen, _ = objective._last
+        assert torch.equal(seen, Ball(eps=EPS).random(batch.images, keys_of(batch).fold("attack start")))
+    objective(model, batch, keys_of(batch, 2), 2)
+    assert not torch.equal(objective._last[0], seen)
+
+
 class Killed(Exception):
     pass
 
@@ -639,12 +650,34 @@ def recipe(**changes) -> PretrainRecipe:
         ({"information": InformationConfig(estimator="hsci")}, "Did you mean 'hsic'"),
         ({"information": InformationConfig(options={"widht": 1})}, "Did you mean 'width'"),
         ({"information": InformationConfig(layer=3)}, "2 blocks"),
-        ({"information": InformationConfig(group=48)}, "divide"),
+        ({"attack": MaskedAttackConfig(mask_ratio=0.5)}, "attack.mask to fresh"),
+        ({"information": InformationConfig(group=48)}, "48, which does not divide the 128"),
+        ({"information": InformationConfig(group=256)}, "256, which does not divide the 128"),
+        ({"information": InformationConfig(group=64), "run": RunConfig(accumulate=4)}, "does not divide the 32"),
+        ({"information": InformationConfig(), "run": RunConfig(accumulate=2)}, "information.group"),
+        ({"information": InformationConfig(batch="global", group=64), "run": RunConfig(accumulate=2)}, "accumulate is 2"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, says):
     with pytest.raises(RecipeError, match=says):
         pretraining_objective(recipe(**changes), tiny_mae())
+
+
+def test_groups_are_held_to_what_a_process_has_at_a_time():
+    for batch, processes, parts in (("process", 2, 2), ("global", 8, 1)):
+        about = recipe(information=InformationConfig(batch=batch, group=32), run=RunConfig(accumulate=parts))
+        pretraining_objective(about, tiny_mae(), processes=processes)
+    with pytest.raises(RecipeError, match="does not divide the 16"):
+        pretraining_objective(recipe(information=InformationConfig(group=32)), tiny_mae(), processes=8)
+
+
+def test_parts_of_a_batch_leave_a_grouped_term_as_it_is():
+    batch, model = batch_of(8), tiny_mae()
+    term = InformationTerm(InformationConfig(weight=1.0, estimator="hsic", options=FIXED, group=4))
+    objective = MaskedPretraining((0.75,), information=term)
+    whole = objective(model, batch, keys_of(batch), 0)["information"]
+    halves = [objective(model, part, keys_of(part), 0)["information"] for part in batch.parts(2)]
+    torch.testing.assert_close(whole, torch.stack(halves).mean())
 
 
 def test_what_needs_an_encoder_says_so_and_the_rest_works_for_every_masked_model():

@@ -78,6 +78,8 @@ def test_every_training_recipe_runs_two_steps(name, tmp_path):
         words += ["--start_from", "null"]  # the encoders of fine-tuning are held to their recipes in test_fine_tuning
     if kind == "train" and load_recipe(TrainRecipe, name).adversarial:
         words += ["--adversarial.steps", "1", "--adversarial.validation_steps", "1"]
+    if name.startswith("paper-mimir-code"):
+        words += ["--information.group", "4"]
     if name.startswith("wrn-28-10-trades"):
         words += ["--model.name", "wide-resnet", "--model.options", "{depth: 10, widen: 2}"]
     if name.startswith("paper-finetune"):
@@ -103,6 +105,27 @@ def test_a_defence_can_face_every_attack_of_an_evaluation(name):
     defence = load_model("fast-cnn-cifar10"), load_purifier("recommended-cifar10")
     evaluator = Evaluator(*defence, recipe, torch.rand(64, 3, 32, 32))
     assert list(evaluator.attacks) == [attack.name for attack in recipe.attacks]
+
+
+@pytest.mark.parametrize(
+    ("purifier", "left_out"),
+    [
+        (None, {"joint", "joint on the classifier"}),
+        ("jpeg", {"joint", "joint on the classifier", "one pass alone"}),
+        ("median", {"joint", "joint on the classifier", "one pass alone"}),
+        ("gaussian-noise", {"joint", "joint on the classifier", "one pass alone"}),
+    ],
+)
+def test_the_adaptive_suite_leaves_out_what_a_defence_cannot_face(purifier, left_out):
+    from robustmim.evaluate.run import Evaluator
+    from robustmim.models.zoo import load_model
+    from robustmim.purify.load import load_purifier
+
+    recipe = load_recipe(EvaluateRecipe, "adaptive-purifier")
+    defence = load_model("fast-cnn-cifar10"), load_purifier(purifier) if purifier else None
+    evaluator = Evaluator(*defence, recipe, torch.rand(64, 3, 32, 32))
+    assert evaluator.left_out.keys() == left_out
+    assert all(why for why in evaluator.left_out.values())
 
 
 @pytest.mark.parametrize(

@@ -240,9 +240,34 @@ def test_the_command_distils(tmp_path):
     assert {"clean", "gray_box", "white_box"} <= rows[-1].keys()
 
 
-def test_the_command_trains_one_pass(tmp_path):
+def test_the_budget_grows_from_nothing():
+    model, classifier, batch = parts()
+    objective = Robustification(model, classifier, replace(RECIPE, radius_warmup=10, anchor=0.0))
+    seen = []
+    objective.purifier.differentiable = lambda x, **rest: seen.append(x) or x  # type: ignore[method-assign]
+    for step in (0, 4, 9, 30):
+        loss_of(objective, batch, step)
+    moved = [float((x - batch.images).abs().max()) for x in seen]
+    wanted = [float(RECIPE.radius) * share for share in (0.1, 0.5, 1.0, 1.0)]
+    assert moved == pytest.approx(wanted, abs=1e-6)
+
+
+def test_where_nothing_is_hidden_the_anchor_is_the_distance_from_the_clean_images():
+    model, classifier, batch = parts()
+    recipe = replace(RECIPE, reconstruction=ReconstructionConfig(mask_ratio=0.0), anchor=2.0)
+    objective = Robustification(model, classifier, recipe)
+    drawn = keys(0, "step", batch.ids, 0)
+    attacked = objective.adversarial(batch.images, batch.labels, drawn)
+    apart = F.mse_loss(objective.purifier(attacked, keys=drawn), batch.images)
+    found = loss_of(objective, batch)
+    torch.testing.assert_close(found["reconstruction"], apart)
+    torch.testing.assert_close(found["loss"], found["classification"] + 2 * apart)
+
+
+@pytest.mark.parametrize("recipe", ["masked-conv-one-pass-robust-cifar10", "masked-conv-still-robust-cifar10"])
+def test_the_command_trains_one_pass(recipe, tmp_path):
     pytest.importorskip("foolbox")
-    words = ["robustify", "masked-conv-one-pass-robust-cifar10", "--out", str(tmp_path), "--device", "cpu"]
+    words = ["robustify", recipe, "--out", str(tmp_path), "--device", "cpu"]
     words += ["--data.name", "samples-cifar10", "--data.split", "test", "--data.limit", "4", "--run.batch_size", "2"]
     words += ["--validation.name", "samples-cifar10", "--validation.limit", "2", "--run.epochs", "1"]
     assert main(words) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     recipe, options, name = parse("curve", EvaluateRecipe, CurveOptions, arguments, default="cifar10-linf")
     recipe = prepared(recipe, options)
+    if options.over == "attack-steps":
+        recipe = with_steps(recipe)
     purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
     path = Path(options.out or default_folder(f"{name}-{options.over}", options, "curve"))
     values = DEFAULTS[options.over]
@@ -68,13 +71,55 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def with_steps(recipe: EvaluateRecipe) -> EvaluateRecipe:
+    """Return the recipe with those of its attacks that have steps to vary; the others are named.
+
+    Raises:
+        RecipeError: none has.
+    """
+    from robustmim.cli.console import say
+    from robustmim.registry import builder
+
+    kept = tuple(a for a in recipe.attacks if "steps" in inspect.signature(builder("attack", a.attack)).parameters)
+    if not kept:
+        raise RecipeError("none of the attacks has steps that could be varied; vary radius, eot or purification-steps")
+    for attack in recipe.attacks:
+        if attack not in kept:
+            say(f"left out: {attack.name}: {attack.attack} has no steps to vary")
+    return dataclasses.replace(recipe, attacks=kept)
+
+
+def with_purification_steps(purify: PurifyRecipe, number: int) -> PurifyRecipe:
+    """Return a purification of so many steps.
+
+    Raises:
+        RecipeError: it has none.
+    """
+    if purify.baseline is not None:
+        from robustmim.registry import builder
+
+        if "steps" not in inspect.signature(builder("purifier", purify.baseline.name)).parameters:
+            raise RecipeError(
+                f"the purifier {purify.baseline.name} has no steps that could be varied; vary radius, attack-steps or eot"
+            )
+        options = purify.baseline.options | {"steps": number}
+        return dataclasses.replace(purify, baseline=dataclasses.replace(purify.baseline, options=options))
+    if purify.reconstruction is not None:
+        raise RecipeError(
+            "a reconstruction is one pass, without steps that could be varied; vary radius, attack-steps or eot"
+        )
+    if purify.diffusion is not None:
+        return dataclasses.replace(purify, diffusion=dataclasses.replace(purify.diffusion, steps=number))
+    return dataclasses.replace(purify, amrm=dataclasses.replace(purify.amrm, steps=number))
+
+
 def varied(
     recipe: EvaluateRecipe, purify: PurifyRecipe | None, over: Over, value: str
 ) -> tuple[EvaluateRecipe, PurifyRecipe | None]:
     """Return the recipes of one point.
 
     Raises:
-        RecipeError: a value that is none, or purification steps without a purifier.
+        RecipeError: a value that is none, or purification steps without a purifier or of one that has none.
     """
     everywhere = tuple(dataclasses.replace(attack, radii=None) for attack in recipe.attacks)
     if over == "radius":
@@ -89,9 +134,7 @@ def varied(
     if over == "purification-steps":
         if purify is None:
             raise RecipeError("there is no purifier whose steps could be varied; say which with --purifier")
-        if purify.diffusion is not None:
-            return recipe, dataclasses.replace(purify, diffusion=dataclasses.replace(purify.diffusion, steps=number))
-        return recipe, dataclasses.replace(purify, amrm=dataclasses.replace(purify.amrm, steps=number))
+        return recipe, with_purification_steps(purify, number)
     if over == "eot":
         attacks = [dataclasses.replace(a, eot=number) if a.randomness == "fresh" else a for a in everywhere]
     else:

@@ -109,7 +109,8 @@ def _play(act: Act, path: Path, options: DemoOptions) -> Path:
     from robustmim.cli.console import Progress, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import Evaluator, cells
+    from robustmim.evaluate.run import Evaluator
+    from robustmim.evaluate.table import cells
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
     from robustmim.runs import RunFolder

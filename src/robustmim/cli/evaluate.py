@@ -10,6 +10,7 @@ from pathlib import Path
 from robustmim.cli.arguments import JobOptions
 from robustmim.config import AttackConfig, EvaluateRecipe, PurifyRecipe
 from robustmim.errors import RecipeError, suggest
+from robustmim.evaluate.table import cells, in_rising_order
 from robustmim.recipe import load_recipe, parse
 
 
@@ -46,7 +47,7 @@ def _chosen(recipe: EvaluateRecipe, names: str) -> tuple[AttackConfig, ...]:
 
 
 def prepared(recipe: EvaluateRecipe, options: EvaluateOptions) -> EvaluateRecipe:
-    """Return the recipe with the options that narrow it down applied.
+    """Return the recipe with the options that narrow it down applied, and its budgets in order.
 
     Raises:
         RecipeError: no budgets, or attacks that the recipe does not have.
@@ -57,7 +58,7 @@ def prepared(recipe: EvaluateRecipe, options: EvaluateOptions) -> EvaluateRecipe
         recipe = dataclasses.replace(recipe, attacks=_chosen(recipe, options.only))
     if not recipe.radii:
         raise RecipeError("an evaluation needs at least one budget in `radii`")
-    return recipe
+    return dataclasses.replace(recipe, radii=in_rising_order(recipe.radii))
 
 
 def default_folder(name: str, options: EvaluateOptions, command: str = "evaluate") -> Path:
@@ -100,7 +101,7 @@ def measure(
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.cli.training import open_source
     from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import REFERENCES, Evaluator, cells, dealt, read_records, reference_images
+    from robustmim.evaluate.run import REFERENCES, Evaluator, dealt, read_records, reference_images
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import describe, make_purifier
@@ -120,6 +121,8 @@ def measure(
     evaluator = Evaluator(
         classifier, make_purifier(purify, device=device, classifier=classifier) if purify else None, recipe, reference
     )
+    for left_out, why in evaluator.left_out.items():
+        say(f"left out: {left_out}: {why}")
     if options.dry_run:
         from robustmim.evaluate.cost import estimate
 
@@ -145,12 +148,12 @@ def measure(
         )
         here.wait()  # nobody writes into a folder that is refused
         before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
-        table = cells(recipe, purified=purify is not None)
+        table = cells(evaluator.recipe, purified=purify is not None)
         own = dealt(source, recipe.batch_size, here)
         progress = Progress(len(own) * len(table), unit="verdicts")
         if here.leads:
             named = describe(purify) if purify else "no purifier"
-            say(f"{path}: {len(source)} images of {source.name}, {len(recipe.attacks)} attacks; {named}")
+            say(f"{path}: {len(source)} images of {source.name}, {len(evaluator.attacks)} attacks; {named}")
         try:
             complete = evaluator.run(
                 source,

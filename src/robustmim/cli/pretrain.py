@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         model = build(kind, recipe.model.name, **recipe.model.options).to(here.device)
         if recipe.start_from is not None:
             copy_weights(recipe.start_from, model)
-        objective = pretraining_objective(recipe, model)
+        objective = pretraining_objective(recipe, model, processes=here.size)
         loaders = [
             open_loader(config, recipe.run, here, open_source(config, here.device))
             for config in (recipe.data, *recipe.mixture)

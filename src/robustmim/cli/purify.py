@@ -82,7 +82,9 @@ def main(arguments: list[str]) -> int:
             continue
         append_line(traces, row)
         rows.append(row)
-        progress.update(number + 1, f"{path.name}  loss {row['loss'][0]:.5f} → {row['loss'][-1]:.5f}")
+        # What purifies in one pass has no steps to follow.
+        note = f"  loss {row['loss'][0]:.5f} → {row['loss'][-1]:.5f}" if "loss" in row else ""
+        progress.update(number + 1, path.name + note)
     say(f"{len(rows)} purified images and traces.jsonl are in {out}")
     if options.json:
         output(rows)
@@ -107,21 +109,30 @@ def _output_names(paths: list[Path]) -> dict[Path, str]:
     return names
 
 
+def _side(purifier: Any) -> int | None:
+    """Return the side of the images that a purifier's network takes; None where it takes any, or will say itself what it takes."""
+    from robustmim.models.context_encoder import ContextEncoder
+    from robustmim.models.mae import MaskedAutoencoder
+    from robustmim.models.masked_denoiser import MaskedDenoiser, MaskedDiffusion
+    from robustmim.purify.diffusion import DiffusionPurifier
+    from robustmim.purify.traits import MaskedPurifier
+
+    network = purifier.model if isinstance(purifier, MaskedPurifier | DiffusionPurifier) else None
+    fixed = isinstance(network, MaskedAutoencoder | ContextEncoder | MaskedDenoiser | MaskedDiffusion)
+    return network.image_size if fixed else None
+
+
 def _purify_file(
     path: Path, target: Path, purifier: Any, classifier: Any, options: PurifyOptions, device: Any
 ) -> dict[str, Any]:
     import torch
 
     from robustmim.data.images import fit_image, read_image, write_image
-    from robustmim.models.mae import MaskedAutoencoder
-    from robustmim.models.masked_denoiser import MaskedDenoiser, MaskedDiffusion
     from robustmim.purify.trace import Trace
     from robustmim.rng import content_ids, keys
 
     image = read_image(path)
-    size = options.size
-    if size is None and isinstance(purifier.model, MaskedAutoencoder | MaskedDenoiser | MaskedDiffusion):
-        size = purifier.model.image_size
+    size = _side(purifier) if options.size is None else options.size
     if size is not None:
         image = fit_image(image, size)
     x = image[None].to(device).float() / 255

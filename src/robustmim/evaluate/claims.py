@@ -15,8 +15,9 @@ from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.honesty import active_checks, findings
 from robustmim.evaluate.robustbench import robustbench_entry
-from robustmim.evaluate.run import NO_ATTACK, Cell, Evaluator, cells, radii_of, read_records
+from robustmim.evaluate.run import Evaluator, read_records
 from robustmim.evaluate.statistics import wilson_interval
+from robustmim.evaluate.table import NO_ATTACK, Cell, cells, radii_of
 from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of_each
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.load import describe
@@ -218,6 +219,7 @@ def claim(
             }
             for attack in recipe.attacks
         },
+        "left_out": evaluator.left_out,
         "milliseconds_per_image": {what: round(value, 3) for what, value in times.items()},
         "per_class": _per_class(records, recipe, middle, classes, purified=purified) if len(classes) <= 20 else None,
         "environment": environment(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +9,12 @@ import torch
 
 from robustmim.attacks.objectives import Logits, cross_entropy
 from robustmim.attacks.parts import KnowingAttack
+from robustmim.clock import seconds
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
-from robustmim.evaluate.run import Evaluator, defences_of, radii_of
+from robustmim.evaluate.run import Evaluator
+from robustmim.evaluate.table import defences_of, radii_of
 from robustmim.geometry import Ball
 from robustmim.rng import Keys
 from robustmim.types import Images
@@ -49,11 +50,11 @@ def estimate(evaluator: Evaluator, source: Source, device: torch.device) -> tupl
         timed = {}
         for what, ask in (("forward", target.value), ("backward", target.gradient)):
             ask(batch.images, batch.labels, cross_entropy, 0)
-            began = time.perf_counter()
+            began = seconds(device)
             ask(batch.images, batch.labels, cross_entropy, 1)
-            timed[what] = (time.perf_counter() - began) / len(batch.ids)
+            timed[what] = (seconds(device) - began) / len(batch.ids)
         verdicts = len(defences_of(attack, purified=purified)) * (2 * recipe.draws if evaluator.randomised else 1)
-        seconds = backward * timed["backward"] + (max(0.0, forward - backward) + verdicts) * timed["forward"]
+        needed = backward * timed["backward"] + (max(0.0, forward - backward) + verdicts) * timed["forward"]
         images = min(len(source), attack.images or len(source)) * len(radii)
         rows.append(
             {
@@ -61,8 +62,8 @@ def estimate(evaluator: Evaluator, source: Source, device: torch.device) -> tupl
                 "forward": forward,
                 "backward": backward,
                 "images": images,
-                "seconds": seconds * images,
+                "seconds": needed * images,
             }
         )
-        total += seconds * images
+        total += needed * images
     return total, rows

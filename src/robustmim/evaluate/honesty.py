@@ -19,7 +19,8 @@ from robustmim.config import AttackConfig
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
-from robustmim.evaluate.run import Cell, Evaluator, cells, radii_of
+from robustmim.evaluate.run import Evaluator
+from robustmim.evaluate.table import Cell, cells, radii_of
 from robustmim.evaluate.verdict import Judged, broken, share
 from robustmim.geometry import Ball
 from robustmim.radius import Radius, radius_text
@@ -78,8 +79,8 @@ def findings(
     return [one.plain() for one in sorted(found, key=lambda one: one.level != "red")]
 
 
-def _through(evaluator: Evaluator) -> list[AttackConfig]:
-    """Attacks by gradient on the defence itself, with fresh draws."""
+def _by_gradient(evaluator: Evaluator) -> list[AttackConfig]:
+    """Attacks by gradient on the defence or on a stand-in for it, with fresh draws."""
     return [
         attack
         for attack in evaluator.recipe.attacks
@@ -89,8 +90,20 @@ def _through(evaluator: Evaluator) -> list[AttackConfig]:
     ]
 
 
+def _through(evaluator: Evaluator) -> list[AttackConfig]:
+    """Attacks by gradient on the defence itself, with fresh draws."""
+    return [attack for attack in _by_gradient(evaluator) if evaluator.white_box(attack)]
+
+
 def _randomness(evaluator: Evaluator) -> Iterator[Finding]:
     through = _through(evaluator)
+    if evaluator.randomised and evaluator.recipe.draws == 1 and evaluator.recipe.attacks:
+        yield Finding(
+            "one-draw",
+            "amber",
+            "The defence is random, but each image was judged on a single draw: what that draw got wrong counts as broken, and the "
+            "worst of several attacks is the unluckiest. Set draws to 2 or more.",
+        )
     if not through:
         yield Finding(
             "no-white-box",
@@ -107,7 +120,7 @@ def _randomness(evaluator: Evaluator) -> Iterator[Finding]:
 
 
 def _gradients(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
-    through = _through(evaluator)
+    through = _by_gradient(evaluator)
     blind = {"identity", "blur"}
     if evaluator.purifier is not None and evaluator.purifier.traits.optimises_at_test_time:
         blind.add("exact")
@@ -157,7 +170,7 @@ def _rows(records: Records, attack: AttackConfig, evaluator: Evaluator) -> list[
 
 
 def _loss(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
-    for attack in _through(evaluator):
+    for attack in _by_gradient(evaluator):
         if isinstance(evaluator.attacks[attack.name], KnowingAttack):
             continue  # it climbs something else
         rows = [row for row in _rows(records, attack, evaluator) if "loss_after" in row]
@@ -173,7 +186,10 @@ def _loss(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
 
 
 def _comparisons(content: dict[str, Any], records: Records, evaluator: Evaluator) -> Iterator[Finding]:
-    """Compare attacks that know less with those that know more, on the samples that faced both."""
+    """Compare attacks that know less with those that know more, on the samples that faced both.
+
+    Under a cascade, what a white-box attack broke is spared those that come after it: there they find no more than it did.
+    """
     recipe, purified = evaluator.recipe, evaluator.purifier is not None
     defence: Literal["bare", "purified"] = "purified" if purified else "bare"
     strong = _through(evaluator)
@@ -187,33 +203,25 @@ def _comparisons(content: dict[str, Any], records: Records, evaluator: Evaluator
         for attack in recipe.attacks
         if purified and attack.against == "classifier"
     }
+    weak |= {
+        attack.name: ("transfer-wins", "an attack on a stand-in for the purifier")
+        for attack in recipe.attacks
+        if attack.name not in weak and attack.randomness == "fresh" and not evaluator.white_box(attack)
+    }
     for radius in recipe.radii:
         own = {a.name: records.get(Cell(a.name, radius, defence).key, {}) for a in recipe.attacks}
         for name, (check, what) in weak.items():
-            faced = {number: row for number, row in own[name].items() if not row.get("skipped")}
-            common = [
-                number
-                for number in faced
-                if any(number in own[a.name] and not own[a.name][number].get("skipped") for a in strong)
-            ]
-            if not common:
+            gains = []
+            for number, row in own[name].items():
+                theirs = [own[a.name][number] for a in strong if number in own[a.name]]
+                theirs = [other for other in theirs if not other.get("skipped")]
+                if theirs and not row.get("skipped"):
+                    gains.append(min(map(share, theirs)) - share(row))
+            if not gains:
                 continue
-            theirs = [
-                min(
-                    share(own[a.name][number])
-                    for a in strong
-                    if number in own[a.name] and not own[a.name][number].get("skipped")
-                )
-                for number in common
-            ]
-            if recipe.cascade:
-                # It only faced what the others left standing: what it breaks there, they should have found.
-                more = sum(broken(faced[number]) for number in common) / max(1, len(own[name]))
-                least = 2 / max(1, len(own[name]))
-            else:
-                more = (sum(theirs) - sum(share(faced[number]) for number in common)) / len(common)
-                least = 2 / len(common)
-            if more >= max(least, POINT):
+            n = len(own[name]) if recipe.cascade else len(gains)
+            more = sum(gains) / n
+            if more >= max(2 / n, POINT):
                 yield Finding(
                     check,
                     "red",

@@ -6,12 +6,12 @@ attack `against: defence` goes through the purifier (white box). Verdicts are ta
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,98 +23,38 @@ from robustmim.clock import seconds
 from robustmim.config import AttackConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
-from robustmim.errors import RecipeError
+from robustmim.errors import InputError, RecipeError
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.journal import Journal, read_journal
+from robustmim.evaluate.table import (
+    Cell,
+    Defence,
+    cell_of,
+    cells,
+    check_recipe,
+    defences_of,
+    radii_of,
+)
 from robustmim.evaluate.verdict import Judged, broken, judge
 from robustmim.geometry import Ball
 from robustmim.models.folded import folded
+from robustmim.models.masked import freeze
 from robustmim.purify.defended import Defended
 from robustmim.purify.replacement import Replacement, make_replacement
 from robustmim.purify.traits import Purifier
-from robustmim.radius import Radius, radius_text
+from robustmim.radius import radius_text
 from robustmim.registry import build
 from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder, append_line
 from robustmim.train.distributed import World
 from robustmim.types import Images
 
-Defence = Literal["bare", "purified"]
-NO_ATTACK = "none"
 REFERENCES = 64
 """Images that an attacker has of the data."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the table: an attack at a budget against a defence."""
-
-    attack: str
-    radius: float
-    defence: Defence
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What the cell is called in the records: attack, budget as text, defence."""
-        return self.attack, radius_text(self.radius), self.defence
-
-
-def cell_of(record: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the key of the cell that a record belongs to."""
-    return record["attack"], record["radius"], record["defence"]
-
-
-def radii_of(attack: AttackConfig, recipe: EvaluateRecipe) -> tuple[Radius, ...]:
-    """Return the budgets that an attack is run at, in the recipe's order."""
-    return tuple(radius for radius in recipe.radii if attack.radii is None or radius in attack.radii)
-
-
-def in_rising_order(radii: Iterable[Radius]) -> tuple[Radius, ...]:
-    """Return budgets from the smallest to the largest, each once; alike are those that are written alike."""
-    return tuple({radius_text(radius): radius for radius in sorted(radii)}.values())
-
-
-def defences_of(attack: AttackConfig, *, purified: bool) -> tuple[Defence, ...]:
-    """Return what an attack's images are judged on: those made on the bare classifier meet both."""
-    if not purified:
-        return ("bare",)
-    return ("bare", "purified") if attack.against == "classifier" else ("purified",)
-
-
-def cells(recipe: EvaluateRecipe, *, purified: bool) -> list[Cell]:
-    """List the cells that a recipe asks for, in the order they are computed."""
-    table = [Cell(NO_ATTACK, 0.0, "bare")] + ([Cell(NO_ATTACK, 0.0, "purified")] if purified else [])
-    for radius in recipe.radii:
-        for attack in recipe.attacks:
-            if radius in radii_of(attack, recipe):
-                table += [Cell(attack.name, radius, defence) for defence in defences_of(attack, purified=purified)]
-    return table
-
-
-def check_recipe(recipe: EvaluateRecipe) -> None:
-    """Refuse a recipe that cannot be run as it stands.
-
-    Raises:
-        RecipeError: names that repeat, budgets out of order or that nobody asked for, draws that contradict the randomness.
-    """
-    names = [attack.name for attack in recipe.attacks]
-    for name in names:
-        if names.count(name) > 1 or name == NO_ATTACK:
-            raise RecipeError(f"two attacks of an evaluation are called {name!r}; names must differ, and not be 'none'")
-    if recipe.radii != in_rising_order(recipe.radii):
-        raise RecipeError(f"budgets rise, and none comes twice, but `radii` is {', '.join(map(str, recipe.radii))}")
-    if recipe.draws < 1:
-        raise RecipeError(f"a verdict takes at least one draw, not {recipe.draws}")
-    for attack in recipe.attacks:
-        if attack.eot < 1:
-            raise RecipeError(f"attack {attack.name!r}: eot is at least 1, not {attack.eot}")
-        if attack.randomness != "fresh" and attack.eot > 1:
-            raise RecipeError(f"attack {attack.name!r} knows the draw; there is nothing to average over: set eot to 1")
-        if attack.randomness != "fresh" and attack.against == "classifier":
-            raise RecipeError(f"attack {attack.name!r} is on the bare classifier, which has no draws to know")
-        for radius in attack.radii or ():
-            if radius not in recipe.radii:
-                raise RecipeError(f"attack {attack.name!r} asks for {radius}, which is not among the recipe's radii")
+def _go_on() -> None:
+    """Interrupt nothing."""
 
 
 def _learns(gradient: GradientConfig) -> bool:
@@ -151,7 +91,7 @@ class Evaluator:
 
     Attributes:
         recipe: without the attacks that were left out.
-        left_out: why, for each optional attack that the defence cannot face.
+        left_out: why, for each optional attack that the defence cannot face, or that does not know the norm.
 
     Raises:
         RecipeError: an attack, option or norm that does not exist, an attack that is not optional and needs what the defence
@@ -172,16 +112,13 @@ class Evaluator:
         self.parts = Parts(classifier=self.classifier, purifier=purifier, reference=reference)
         self._imitations: dict[tuple[GradientConfig, float], Replacement] = {}
         self._chunks: dict[GradientConfig, Chunks] = {}
-        self._interrupt: Callable[[], None] = lambda: None
+        self._interrupt: Callable[[], None] = _go_on
         self.attacks: dict[str, Attack] = {}
         self.left_out: dict[str, str] = {}
         for attack in recipe.attacks:
             built = build("attack", attack.attack, **attack.options)
-            if recipe.norm not in built.norms:
-                known = " or ".join(built.norms)
-                raise RecipeError(f"attack {attack.name!r} ({attack.attack}) works in {known}, not in {recipe.norm}")
             try:
-                self._check(attack, built)
+                self._check(attack, built, recipe.norm)
             except RecipeError as error:
                 if not attack.optional:
                     raise
@@ -198,8 +135,11 @@ class Evaluator:
         self.seconds = {"classify": 0.0, "purify": 0.0}
         self.images = {"classify": 0, "purify": 0}
 
-    def _check(self, attack: AttackConfig, built: Attack) -> None:
-        """Raise RecipeError if the defence lacks what an attack needs."""
+    def _check(self, attack: AttackConfig, built: Attack, norm: str) -> None:
+        """Raise RecipeError if an attack does not know the norm, or the defence lacks what it needs."""
+        if norm not in built.norms:
+            known = " or ".join(built.norms)
+            raise RecipeError(f"attack {attack.name!r} ({attack.attack}) works in {known}, not in {norm}")
         if isinstance(built, KnowingAttack):
             built.check(self.parts)
         if self.purifier is None or attack.against == "classifier":
@@ -456,29 +396,30 @@ class Evaluator:
                 self.images[what] += int(measured["images"])
         mine = set(dealt(source, self.recipe.batch_size, world))
         finished = sum(number in mine for records in known.values() for number in records)
-        complete = True
-        for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
-            if place % world.size != world.rank:
-                continue
-            ids = batch.ids.tolist()
-            done = {
-                key: {number: records[number] for number in ids}
-                for key, records in known.items()
-                if all(number in records for number in ids)
-            }
-            for records, cost in self._in_memory(batch, place * self.recipe.batch_size, done):
-                journal.append(row for row in records if row["id"] not in known.get(cell_of(row), {}))
-                if cost is not None and world.leads:
-                    append_line(folder.path / "costs.jsonl", cost)
-                finished += len(records)
-                report(finished, progress_note(records))
-                spent = {what: {"seconds": self.seconds[what], "images": n} for what, n in self.images.items()}
-                folder.update("running", timing=spent)
-                if time.monotonic() - began > max_seconds or stop():
-                    complete = False
-                    break
-            if not complete:
-                break
+        complete, self._interrupt = True, interrupt
+        try:
+            for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
+                if place % world.size != world.rank:
+                    continue
+                ids = batch.ids.tolist()
+                done = {
+                    key: {number: records[number] for number in ids}
+                    for key, records in known.items()
+                    if all(number in records for number in ids)
+                }
+                for records, cost in self._in_memory(batch, place * self.recipe.batch_size, done):
+                    journal.append(row for row in records if row["id"] not in known.get(cell_of(row), {}))
+                    if cost is not None and world.leads:
+                        append_line(folder.path / "costs.jsonl", cost)
+                    finished += len(records)
+                    report(finished, progress_note(records))
+                    spent = {what: {"seconds": self.seconds[what], "images": n} for what, n in self.images.items()}
+                    folder.update("running", timing=spent)
+                    interrupt()
+        except Interrupted:
+            complete = False
+        finally:
+            self._interrupt = _go_on
         complete = not world.any(not complete)
         if complete and world.leads:
             known = read_records(folder.path)
@@ -511,10 +452,17 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def read_records(folder: Path) -> dict[tuple[str, str, str], dict[int, dict[str, Any]]]:
-    """Read the records of a run, whole or not, of one process or several: by cell, then by id."""
+    """Read the records of a run, whole or not, of one process or several: by cell, then by id.
+
+    Raises:
+        InputError: they are of something else than an evaluation.
+    """
     found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
-    for record in read_journal(folder):
-        found.setdefault(cell_of(record), {})[record["id"]] = record
+    try:
+        for record in read_journal(folder):
+            found.setdefault(cell_of(record), {})[record["id"]] = record
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder} holds records, but not those of an evaluation") from error
     return found
 
 

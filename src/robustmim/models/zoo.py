@@ -27,6 +27,8 @@ ZOO = Path(__file__).parent.parent / "zoo"
 """Models that come with the package."""
 REPOSITORY_ZOO = Path(__file__).parents[3] / "zoo"
 """The other ones, where the package runs from a checkout."""
+KINDS = ("classifier", "masked-model", "denoiser")
+"""What can be saved as a model."""
 
 
 def _shelves() -> list[Path]:
@@ -92,10 +94,9 @@ def load_model(name: str | Path, *, kind: str | None = None, device: torch.devic
         if kind not in (None, "denoiser"):
             raise CheckpointError(f"{name} is a denoiser, but a {kind} is needed here")
         return open_diffusers(name).to(device).eval()
-    folder = find(name)
-    config = read_json(folder / "config.json")
-    if kind is not None and config.get("kind") != kind:
-        raise CheckpointError(f"{name} is a {config.get('kind')}, but a {kind} is needed here")
+    folder, config = find(name), about_model(name)
+    if kind is not None and config["kind"] != kind:
+        raise CheckpointError(f"{name} is a {config['kind']}, but a {kind} is needed here")
     model: nn.Module = build(config["kind"], config["name"], **config["options"])
     path = folder / "model.safetensors"
     try:
@@ -121,8 +122,19 @@ def copy_weights(name: str | Path, model: nn.Module) -> None:
 
 
 def about_model(name: str | Path) -> dict[str, Any]:
-    """Return a saved model's config: what it is, its classes, where it comes from."""
-    return read_json(find(name) / "config.json")
+    """Return a saved model's config: what it is, its classes, where it comes from.
+
+    Raises:
+        CheckpointError: not there, or the config does not say what to build.
+    """
+    path = find(name) / "config.json"
+    config = read_json(path)
+    whole = isinstance(config, dict) and config.get("kind") in KINDS
+    if not (whole and isinstance(config.get("name"), str) and isinstance(config.get("options"), dict)):
+        raise CheckpointError(
+            f"{path} is not the config of a saved model: it must hold a kind ({', '.join(KINDS)}), a name and options"
+        )
+    return {"classes": []} | config
 
 
 def open_classifier(name: str | Path, arch: str | None = None, *, device: torch.device | str = "cpu") -> nn.Module:

@@ -226,7 +226,7 @@ class AMRMPure:
             assert callback is not None
             callback({name: v[:size] if isinstance(v, Tensor) else v for name, v in state.items()})
 
-        descent = projected_descent(
+        return projected_descent(
             ReconstructionObjective(self.model, config, keys, self.model.grid(*x.shape[-2:])),
             x,
             ball,
@@ -235,6 +235,6 @@ class AMRMPure:
             maximise=False,
             momentum=config.momentum,
             start=start,
+            output=config.output,
             callback=unpadded if callback else None,
-        )
-        return {"last": descent.last, "mean": descent.mean, "best": descent.best}[config.output]
+        ).output

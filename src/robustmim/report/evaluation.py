@@ -352,6 +352,8 @@ def _reading(claim: dict[str, Any]) -> list[Section]:
     if times.get("classify") and times.get("purify"):
         items.append(("Purification costs", f"{times['purify'] / times['classify']:,.0f} classifications"))
     protocol = tuple((name.replace("-", " ").capitalize(), str(text)) for name, text in claim["protocol"].items())
+    left_out = claim.get("left_out") or {}
+    protocol += tuple((name.replace("-", " ").capitalize(), f"left out: {why}") for name, why in left_out.items())
     sections: list[Section] = [Prose("How to read these numbers", "\n\n".join(texts))]
     if items:
         sections.append(Facts("Cost", tuple(items), tiles=True))

@@ -46,7 +46,8 @@ def attacked_model(model: nn.Module) -> Iterator[None]:
     """
     training = [module for module in model.modules() if module.training]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
+    for module in training:
+        module.training = False
     for parameter in learning:
         parameter.requires_grad_(False)
     try:

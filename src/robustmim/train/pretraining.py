@@ -10,7 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from robustmim.config import FreeAttackConfig, InformationConfig, MaskedAttackConfig, PretrainRecipe
+from robustmim.config import FreeAttackConfig, InformationConfig, MaskedAttackConfig, PretrainRecipe, RunConfig
 from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
@@ -200,8 +200,9 @@ class FreeMaskedPretraining:
         else:
             before, mask = self._last
             assert before.grad is not None, "a backward pass must follow each step"
-            step_taken = self.attack.step_size * self._ball.steepest(before.grad)
-            seen = self._ball.project(before.detach() + step_taken, clean)
+            # A step that was skipped because its gradient was not a number leaves the image where it was.
+            ahead = self.attack.step_size * self._ball.steepest(before.grad.nan_to_num(0, 0, 0))
+            seen = self._ball.project(before.detach() + ahead, clean)
         if mask is None or self.attack.mask == "fresh":
             grid = cast(MaskedModel, model).grid(*clean.shape[-2:])
             mask = random_mask(keys.fold("mask"), grid, *in_turn(self.ratios, self.scales, turn))
@@ -229,8 +230,28 @@ def _adversarial_denoising(recipe: PretrainRecipe, model: nn.Module) -> Objectiv
     return PerturbedNoiseTraining(classifier, perturbed)
 
 
-def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective:
+def _check_groups(information: InformationConfig, run: RunConfig, processes: int) -> None:
+    """Refuse to measure dependence over other samples than a recipe says: a process holds one part of its share at a time."""
+    parts, group, together = run.accumulate, information.group, information.batch == "global"
+    if parts > 1 and (together or group is None):
+        raise RecipeError(
+            f"run.accumulate is {parts}, and the information term would be over parts of a batch: set it to 1, or say which "
+            "samples belong together by information.batch: process and information.group"
+        )
+    size = run.batch_size if together else run.batch_size // processes // parts
+    if group is not None and (group < 2 or size % group):
+        raise RecipeError(
+            f"information.group is {group}, which does not divide the {size} images that the term is taken over into groups"
+        )
+
+
+def pretraining_objective(recipe: PretrainRecipe, model: nn.Module, *, processes: int = 1) -> Objective:
     """Return what a recipe minimises.
+
+    Args:
+        recipe: what to train, and how.
+        model: what is trained.
+        processes: that share each batch.
 
     Raises:
         RecipeError: settings that exclude each other, or that the model cannot serve.
@@ -257,6 +278,8 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         raise RecipeError(f"free.replays is {free.replays}, but a gradient can only be reused in a second step")
     if attack is not None and attack.steps < 1:
         raise RecipeError(f"attack.steps is {attack.steps}; for no attack, leave `attack` out")
+    if attack is not None and attack.mask_ratio is not None and attack.mask == "shared":
+        raise RecipeError("attack.mask_ratio is of fresh masks, but the attack shares the step's: set attack.mask to fresh")
     if information is not None and information.x == "perturbation" and attack is None and free is None:
         raise RecipeError("information.x is the perturbation, but nothing is perturbed: set `attack` or `free`")
     looks_inside = {
@@ -272,10 +295,8 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module) -> Objective
         raise RecipeError(
             f"information.layer is {information.layer}, but the encoder has {cast(EncoderModel, model).depth} blocks"
         )
-    if information is not None and information.group is not None:
-        size, group = recipe.run.batch_size, information.group
-        if group < 2 or (size > group and size % group):
-            raise RecipeError(f"information.group is {group}, which does not divide a batch of {size} into groups")
+    if information is not None:
+        _check_groups(information, recipe.run, processes)
     term = None if information is None else InformationTerm(information)
     if free is not None:
         return FreeMaskedPretraining(

@@ -123,10 +123,10 @@ class Robustification:
             recipe.examples
         ]
 
-    def adversarial(self, x: Images, y: Labels, drawn: Keys) -> Images:
-        """Return attacked images: PGD from Gaussian noise, as in stage I (Eq. 6)."""
+    def adversarial(self, x: Images, y: Labels, drawn: Keys, *, share: float = 1.0) -> Images:
+        """Return attacked images: PGD from Gaussian noise, as in stage I (Eq. 6); `share` is that of the budget, in (0, 1]."""
         recipe = self.recipe
-        ball = Ball(norm=recipe.norm, eps=recipe.radius)
+        ball = Ball(norm=recipe.norm, eps=recipe.radius * share)
 
         def loss(images: Images, step: int) -> PerSample:
             if self._attacked is None:
@@ -134,13 +134,13 @@ class Robustification:
             defended = Defended(self._attacked, self.classifier, gradient=recipe.attack_gradient)
             return F.cross_entropy(defended(images, drawn.fold("attack", step)), y, reduction="none")
 
-        noise = recipe.start_noise * drawn.fold("start").normal(*x.shape[1:]).to(x)
+        noise = share * recipe.start_noise * drawn.fold("start").normal(*x.shape[1:]).to(x)
         return projected_descent(
             loss,
             x,
             ball,
             steps=recipe.attack_steps,
-            step_size=lambda step: recipe.attack_step_size * recipe.radius,
+            step_size=lambda step: recipe.attack_step_size * ball.eps,
             maximise=True,
             start=ball.project(x + noise, x),
         ).last
@@ -158,7 +158,8 @@ class Robustification:
         attacked = x.clone()
         if not clean.all():
             drawn = keys if recipe.examples == "online" else keys_of(recipe.run.seed, "static", batch.ids)
-            attacked[~clean] = self.adversarial(x[~clean], y[~clean], drawn[~clean])
+            share = min(1.0, (step + 1) / recipe.radius_warmup) if recipe.radius_warmup else 1.0
+            attacked[~clean] = self.adversarial(x[~clean], y[~clean], drawn[~clean], share=share)
         drawn = keys.fold("purify")
         found: dict[str, Tensor] = {}
         if isinstance(self.purifier, AMRMPure):
