@@ -2,7 +2,8 @@
 
 Softmax attention written out, gather and un-shuffle around the decoder, predictions for every patch, an attack on a network
 whose weights all require gradients, a mask for the attack and another one for training, HSIC-CCA by two inverses, AdamW as
-torch has it by default, and a look at the gradient's norm and at the loss after each step. It works on our model's weights, so that the same draws must give the same step.
+torch has it by default, and a look at the gradient's norm and at the loss after each step. It works on our model's weights, so
+that the same draws must give the same step.
 """
 
 from __future__ import annotations

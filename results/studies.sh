@@ -6,7 +6,6 @@ cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 robustmim=${ROBUSTMIM:-robustmim} python=${PYTHON:-python}
 trained() { [ -e "runs/$1/model.safetensors" ]; }
-trained maskdit-micro-cifar10 || $robustmim pretrain maskdit-micro-cifar10
 trained masked-conv-scales-cifar10 || $robustmim pretrain masked-conv-scales-cifar10
 trained masked-conv-distilled-cifar10 || $robustmim robustify masked-conv-distilled-cifar10
 $python tools/purifier_studies.py scales

@@ -5,8 +5,8 @@ python tools/purifier_studies.py few-steps [ROW …]     writes results/few-step
 python tools/purifier_studies.py write scales          writes that file from what has been measured so far
 python tools/purifier_studies.py chart                 draws docs/images/mask-scales.svg from the first
 
-Needs CIFAR-10 under ROBUSTMIM_DATA, one thread, and the models that rows name (`robustmim pretrain maskdit-micro-cifar10`,
-`pretrain masked-conv-scales-cifar10`, `robustify masked-conv-distilled-cifar10`); a row whose model is not there is passed over.
+Needs CIFAR-10 under ROBUSTMIM_DATA, one thread, and the models that rows name (`robustmim pretrain masked-conv-scales-cifar10`,
+`robustmim robustify masked-conv-distilled-cifar10`; the others are in the zoo); a row whose model is not there is passed over.
 Records go to runs/purifier-studies batch by batch, and what is there is not computed again.
 """
 
@@ -100,8 +100,8 @@ STUDIES: dict[str, dict[str, PurifyRecipe]] = {
         ),
         "MAE patch 4: 4": at_scales("mae-patch4-cifar10", 1),
         "MAE patch 4: 4 and 8 in turns": at_scales("mae-patch4-cifar10", 1, 2),
-        "MaskDiT patch 4: 4": at_scales("runs/maskdit-micro-cifar10", 1),
-        "MaskDiT patch 4: 4 and 8 in turns": at_scales("runs/maskdit-micro-cifar10", 1, 2),
+        "MaskDiT patch 4: 4": at_scales("maskdit-micro-cifar10", 1),
+        "MaskDiT patch 4: 4 and 8 in turns": at_scales("maskdit-micro-cifar10", 1, 2),
         "MAE patch 2: 2": at_scales("mae-patch2-cifar10", 1),
         "MAE patch 2: 2 and 4 in turns": at_scales("mae-patch2-cifar10", 1, 2),
     },

@@ -54,6 +54,7 @@ def purifier_table(root: Path) -> str:
         first = claims[0][1]
         radius = first["worst_cases"][-1]["radius"]
         rows = sorted((row_of(name, claim, costs.get(name)) for name, claim in claims), key=lambda row: -row[0])
+        draws = max(claim["draws"] for _, claim in claims)
         hardware = ", ".join(sorted({claim["environment"]["hardware"] for _, claim in claims}))
         sections += [
             f"### In front of {title}, ε = {radius}",
@@ -62,8 +63,8 @@ def purifier_table(root: Path) -> str:
             "|---" * 9 + "|",
             *("| " + " | ".join(cells) + " |" for _, cells in rows),
             "",
-            f"{first['data']}, n = {first['images']}, l∞, seed {first['seed']}, two sets of {first['draws']} fresh draws (mean); "
-            f"{hardware}, one thread.",
+            f"{first['data']}, n = {first['images']}, l∞, seed {first['seed']}, two sets of {draws} fresh draws where anything is "
+            f"drawn (mean); {hardware}, one thread.",
             "",
         ]
     if not sections:

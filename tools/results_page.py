@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from purifier_table import purifier_table
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
@@ -462,7 +464,7 @@ def page() -> str:
     detected: list[tuple[Path, dict]] = []
     for path in sorted((ROOT / "results").glob("*/claim.json")):
         claim = json.loads(path.read_text())
-        if "attacks" in claim:
+        if "score" in claim:
             detected.append((path.parent, claim))
             continue
         write = certificate if "certified" in claim else table
@@ -474,6 +476,7 @@ def page() -> str:
         HEAD
         + "\n\n".join([meaning.strip(), body, *watching])
         + "\n\n"
+        + purifier_table(ROOT)
         + chain()
         + "\n"
         + scales()

@@ -251,8 +251,9 @@ class GuardConfig:
     weights go back to the check before.
     """
 
-    action: Literal["none", "stop", "enlarge"] = "none"
-    """What follows: no guard at all; the end of the run; or attacks of one step more from then on."""
+    action: Literal["none", "stop", "enlarge"] | None = None
+    """What follows: no guard at all; the end of the run; or attacks of one step more from then on. Default: enlarge for the
+    method fast, which collapses without one, and none for others."""
     every: int = 200
     """Optimiser steps between checks."""
     images: int = 128

@@ -57,6 +57,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.attacks.fab",
         "robustmim.attacks.square",
         "robustmim.attacks.joint",
+        "robustmim.attacks.ensemble",
         "robustmim.attacks.features",
         "robustmim.attacks.mutual_information",
         "robustmim.attacks.transfer",

@@ -38,7 +38,7 @@ from robustmim.cli.main import main
 from robustmim.train import engine
 
 class Counted(DistributedDataParallel):
-    reductions = 0
+    reductions = gathers = 0
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -51,11 +51,18 @@ class Counted(DistributedDataParallel):
             bucket.buffer().div_(2), async_op=True
         ).get_future().then(lambda done: done.value()[0])
 
+gather = torch.distributed.all_gather
+
+def all_gather(*args):
+    Counted.gathers += 1
+    return gather(*args)
+
+torch.distributed.all_gather = all_gather
 engine.DistributedDataParallel = Counted
 if main(sys.argv[2:]):
     raise SystemExit(1)
 with open(sys.argv[1], "a") as file:
-    file.write(f"{Counted.reductions}\\n")
+    file.write(f"{Counted.reductions} {Counted.gathers}\\n")
 """
 
 DYING = """
@@ -118,7 +125,7 @@ def test_the_first_loss_does_not_depend_on_the_number_of_processes(runs):
 
 def test_a_step_makes_one_reduction(runs):
     steps = 10 * (20 // 8)
-    assert (runs / "reductions").read_text().split() == [str(steps)] * 2
+    assert (runs / "reductions").read_text().splitlines() == [f"{steps} 0"] * 2
 
 
 def test_weights_agree_across_numbers_of_processes(runs):

@@ -236,7 +236,7 @@ def test_every_kind_of_method_resumes_bit_for_bit(tmp_path, name):
 def test_the_guard_of_a_recipe_checks_pgd_on_training_images_and_enlarges_the_attack():
     recipe = TrainRecipe(
         model=ModelConfig(name="fast-cnn"),
-        adversarial=AdversarialTrainingConfig(method="fast", guard=GuardConfig(action="enlarge", images=8, steps=2)),
+        adversarial=AdversarialTrainingConfig(method="fast", guard=GuardConfig(images=8, steps=2)),
     )
     guarded = make_objective(recipe, source(), HERE.device)
     assert isinstance(guarded, Guarded)
@@ -244,6 +244,12 @@ def test_the_guard_of_a_recipe_checks_pgd_on_training_images_and_enlarges_the_at
     assert [attack.steps for attack in attacks] == [1, 2, 3]
     assert [attack.steps * attack.step_size for attack in attacks] == pytest.approx([1.25] * 3)
     assert 0 <= guarded._check(cnn().eval()) <= 1
+    for config in (
+        AdversarialTrainingConfig(method="fast", guard=GuardConfig(action="none")),
+        AdversarialTrainingConfig(method="n-fgsm"),
+    ):
+        plain = TrainRecipe(model=ModelConfig(name="fast-cnn"), adversarial=config)
+        assert not isinstance(make_objective(plain, source(), HERE.device), Guarded)
     with pytest.raises(RecipeError, match="can have no guard"):
         make_objective(
             TrainRecipe(
@@ -267,3 +273,6 @@ def test_the_run_card_says_how_batch_and_rate_come_about():
     said = in_words(facts)
     assert "8 images = 2 × 2 × 2" in said
     assert "rate 0.01, 0.32 for 256 images, reached after 3 of 12 steps; 0.00125 in the lowest layer" in said
+    replayed = arithmetic(vit(), config, RunConfig(epochs=3, batch_size=8), Replayed(batches, 4), HERE)
+    assert (replayed["steps"], replayed["replays"]) == (48, 4)
+    assert "each batch 4 times in a row" in in_words(replayed)

@@ -85,7 +85,7 @@ def test_other_sizes_are_refused_with_what_to_set(saved, changes, says):
 
 
 def test_what_is_no_autoencoder_and_no_transformer_is_refused(saved, tmp_path):
-    with pytest.raises(CheckpointError, match="not a FastCNN"):
+    with pytest.raises(CheckpointError, match="does not fit a FastCNN"):
         load_encoder(saved[0], FastCNN(widths=(8, 8, 8)))
     options = {"widths": [8, 16], "blocks": [1, 1]}
     save_model(
@@ -97,10 +97,13 @@ def test_what_is_no_autoencoder_and_no_transformer_is_refused(saved, tmp_path):
         load_encoder(tmp_path / "conv", VisionTransformer(**SIZES))
 
 
+RECIPES = recipe_names()
 FINE_TUNED = {
-    name: Path(recipe.start_from).name
-    for name, path in recipe_names().items()
-    if path.parent.name == "train" and (recipe := load_recipe(TrainRecipe, name)).start_from
+    name: start
+    for name, path in RECIPES.items()
+    if path.parent.name == "train"
+    and (start := Path(load_recipe(TrainRecipe, name).start_from or "").name) in RECIPES
+    and RECIPES[start].parent.name == "pretrain"
 }
 
 

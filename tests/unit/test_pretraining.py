@@ -655,7 +655,10 @@ def recipe(**changes) -> PretrainRecipe:
         ({"information": InformationConfig(group=256)}, "256, which does not divide the 128"),
         ({"information": InformationConfig(group=64), "run": RunConfig(accumulate=4)}, "does not divide the 32"),
         ({"information": InformationConfig(), "run": RunConfig(accumulate=2)}, "information.group"),
-        ({"information": InformationConfig(batch="global", group=64), "run": RunConfig(accumulate=2)}, "accumulate is 2"),
+        (
+            {"information": InformationConfig(batch="global", group=64), "run": RunConfig(accumulate=2)},
+            "accumulate is 2",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, says):

@@ -82,7 +82,7 @@ def test_every_training_recipe_runs_two_steps(name, tmp_path):
         words += ["--information.group", "4"]
     if name.startswith("wrn-28-10-trades"):
         words += ["--model.name", "wide-resnet", "--model.options", "{depth: 10, widen: 2}"]
-    if name.startswith("paper-finetune"):
+    if name.startswith(("paper-finetune", "paper-end-to-end")):
         words += ["--model.name", "vit", "--model.options", "{patch_size: 8, width: 32, depth: 2, heads: 2}"]
     assert main(words) == 0
     assert read_json(tmp_path / "run.json")["status"] == "finished"

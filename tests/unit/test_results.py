@@ -97,7 +97,7 @@ def test_a_claim_is_its_records(path):
     if "certified" in claim:
         check_certificates(claim, records)
         return
-    if "attacks" in claim:
+    if "score" in claim:
         check_detection(claim, records)
         return
     if not isinstance(records[0]["predicted"], dict):

@@ -118,8 +118,9 @@ def _side(purifier: Any) -> int | None:
     from robustmim.purify.traits import MaskedPurifier
 
     network = purifier.model if isinstance(purifier, MaskedPurifier | DiffusionPurifier) else None
-    fixed = isinstance(network, MaskedAutoencoder | ContextEncoder | MaskedDenoiser | MaskedDiffusion)
-    return network.image_size if fixed else None
+    if isinstance(network, MaskedAutoencoder | ContextEncoder | MaskedDenoiser | MaskedDiffusion):
+        return network.image_size
+    return None
 
 
 def _purify_file(

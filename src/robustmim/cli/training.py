@@ -114,6 +114,7 @@ def arithmetic(
         "parts": run.accumulate,
         "images_per_part": run.batch_size // here.size // run.accumulate,
         "images_per_step": run.batch_size,
+        "replays": batches.replays,
         "steps": steps,
         "warmup_steps": round(config.warmup * steps),
         "learning_rate": config.learning_rate,
@@ -131,6 +132,8 @@ def in_words(facts: dict[str, Any]) -> str:
     )
     if facts["lowest_learning_rate"] < facts["learning_rate"]:
         text += f"; {facts['lowest_learning_rate']:.3g} in the lowest layer"
+    if facts["replays"] > 1:
+        text += f"; each batch {facts['replays']} times in a row, so an epoch has {facts['replays']} times the steps"
     return text
 
 

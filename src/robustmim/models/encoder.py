@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from robustmim.errors import CheckpointError
-from robustmim.models.mae import MaskedAutoencoder
-from robustmim.models.vit import Block, VisionTransformer
 from robustmim.models.zoo import load_model
 
 
-def _sizes(model: MaskedAutoencoder | VisionTransformer) -> dict[str, Any]:
-    """Return what must agree, in the words of a recipe's options."""
-    first = model.blocks[0]
-    assert isinstance(first, Block)
-    width = first.attn.qkv.in_features
-    statistics = [
-        [round(float(v), 4) for v in part.flatten()] for part in (model.normalise.mean, model.normalise.deviation)
-    ]
-    return {
-        "image_size": model.image_size,
-        "patch_size": model.patch_size,
-        "width": width,
-        "depth": len(model.blocks),
-        "heads": first.attn.heads,
-        "mlp_ratio": first.mlp.fc1.out_features / width,
-        "statistics": statistics,
-    }
+@runtime_checkable
+class HasEncoder(Protocol):
+    """A masked autoencoder, or a classifier of its family: their encoders are alike, parameter by parameter.
+
+    Attributes:
+        encoder_parts: what the names of the encoder's parameters begin with; a family is known by them.
+        encoder_norm: name of the norm behind the encoder.
+    """
+
+    encoder_parts: tuple[str, ...]
+    encoder_norm: str
+
+    def encoder_sizes(self) -> dict[str, Any]:
+        """Return what must agree, in the words of a recipe's options."""
 
 
 def load_encoder(name: str | Path, model: nn.Module, *, keep_norm: bool = False) -> None:
-    """Start a ViT from the encoder of a saved masked autoencoder; see `take_encoder`.
+    """Start a classifier from the encoder of a saved masked autoencoder; see `take_encoder`.
 
     Args:
         name: zoo name or folder of the autoencoder.
@@ -47,7 +42,7 @@ def load_encoder(name: str | Path, model: nn.Module, *, keep_norm: bool = False)
 
 
 def take_encoder(source: nn.Module, model: nn.Module, *, name: str, keep_norm: bool = False) -> None:
-    """Start a ViT from the encoder of a masked autoencoder, as MAE and MIMIR fine-tune.
+    """Start a classifier from the encoder of a masked autoencoder, as MAE and MIMIR fine-tune.
 
     Embeddings and blocks are taken over. The final norm is dropped: the classifier has one of its own, on the mean of the
     patches' tokens, which starts anew unless it is to be kept. So does the head; positions, fixed before, are trained from now on.
@@ -59,27 +54,27 @@ def take_encoder(source: nn.Module, model: nn.Module, *, name: str, keep_norm: b
         keep_norm: start the norm before the head from the encoder's final one.
 
     Raises:
-        CheckpointError: no autoencoder, no ViT, or other sizes; the message says what to set.
+        CheckpointError: no autoencoder, no classifier of its family, or other sizes; the message says what to set.
     """
-    if not isinstance(source, MaskedAutoencoder):
+    if not isinstance(source, HasEncoder):
         raise CheckpointError(
             f"{name} is a {type(source).__name__}, which has no encoder of its own; a masked autoencoder has"
         )
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, HasEncoder) or model.encoder_parts != source.encoder_parts:
         raise CheckpointError(
-            f"{name} is a masked autoencoder, whose encoder fits a vision transformer, not a {type(model).__name__}; set "
-            "model.name to vit"
+            f"{name} is a {type(source).__name__}, whose encoder does not fit a {type(model).__name__}; set model.name to vit "
+            "for a masked autoencoder of that kind"
         )
-    theirs, ours = _sizes(source), _sizes(model)
+    theirs, ours = source.encoder_sizes(), model.encoder_sizes()
     if wrong := {key: value for key, value in theirs.items() if value != ours[key]}:
         asked = ", ".join(f"{key}: {value}" for key, value in wrong.items())
         has = ", ".join(f"{key}: {ours[key]}" for key in wrong)
         raise CheckpointError(
             f"the encoder of {name} does not fit the recipe's classifier, which has {has}; set model.options to {{{asked}}}"
         )
-    kept = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
-    state = {key: value for key, value in source.state_dict().items() if key.startswith(kept)}
+    state = {key: value for key, value in source.state_dict().items() if key.startswith(source.encoder_parts)}
     if keep_norm:
-        state |= {f"fc_norm.{part}": value for part, value in source.norm.state_dict().items()}
+        norm = source.get_submodule(source.encoder_norm).state_dict()
+        state |= {f"{model.encoder_norm}.{part}": value for part, value in norm.items()}
     missing, _ = model.load_state_dict(state, strict=False)
-    assert all(key.startswith(("fc_norm.", "head.")) for key in missing)
+    assert not any(key.startswith(model.encoder_parts) for key in missing)

@@ -8,7 +8,7 @@ order, and positions travel with their tokens.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,17 @@ from robustmim.models.masked import Counted, Reconstruction, Units
 from robustmim.models.masking import check_mask, enlarge, split_ids, take
 from robustmim.models.normalise import CIFAR10, Normalise, Statistics
 from robustmim.models.record import AttentionRecorder
-from robustmim.models.vit import Block, PatchEmbed, grid_of, initialise, patchify, sine_cosine_positions, unpatchify
+from robustmim.models.vit import (
+    ENCODER,
+    Block,
+    PatchEmbed,
+    grid_of,
+    initialise,
+    patchify,
+    sine_cosine_positions,
+    sizes_of,
+    unpatchify,
+)
 from robustmim.registry import register
 from robustmim.types import Images, Mask, Tokens
 
@@ -38,6 +48,8 @@ class MaskedAutoencoder(nn.Module):
         target: "pixels", or "normalised" by each patch's own mean and deviation (`norm_pix_loss`).
         statistics: mean and deviation of the pixels; the loss is measured in these units, as in the official code.
     """
+
+    encoder_parts, encoder_norm = ENCODER, "norm"
 
     def __init__(
         self,
@@ -88,6 +100,10 @@ class MaskedAutoencoder(nn.Module):
                 "resize the images, or use the masked convolution, which takes any size"
             )
         return grid_of(height, width, self.patch_size)
+
+    def encoder_sizes(self) -> dict[str, Any]:
+        """Return what a classifier must share that is to take the encoder over; see `HasEncoder`."""
+        return {"image_size": self.image_size, "patch_size": self.patch_size} | sizes_of(self.blocks, self.normalise)
 
     def encode(
         self, patches: Float[Tensor, "batch patches pixels"], visible: Tensor, *, layer: int = 0

@@ -190,7 +190,10 @@ def take(
     tokens: Float[Tensor, "#batch tokens width"], ids: Int[Tensor, "batch chosen"]
 ) -> Float[Tensor, "batch chosen width"]:
     """Pick the tokens with these indices, sample by sample; a batch of one serves all samples."""
-    return tokens.expand(len(ids), -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+    # As rows of one table: whole rows are copied, where a gather would look up each number.
+    if len(tokens) > 1:
+        ids = ids + tokens.shape[1] * torch.arange(len(tokens), device=ids.device)[:, None]
+    return tokens.flatten(0, 1).index_select(0, ids.flatten()).view(*ids.shape, -1)
 
 
 def enlarge(mask: Mask, patch_size: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -202,6 +203,25 @@ def explicit_attention(model: nn.Module) -> Iterator[None]:
             layer.explicit = explicit
 
 
+ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
+"""What the names of an encoder's parameters begin with, in the classifier and in the masked autoencoder."""
+
+
+def sizes_of(blocks: nn.ModuleList, normalise: Normalise) -> dict[str, Any]:
+    """Return the options that an encoder with these blocks, on pixels normalised in this way, was built with."""
+    first = blocks[0]
+    assert isinstance(first, Block)
+    width = first.attn.qkv.in_features
+    statistics = [[round(float(v), 4) for v in part.flatten()] for part in (normalise.mean, normalise.deviation)]
+    return {
+        "width": width,
+        "depth": len(blocks),
+        "heads": first.attn.heads,
+        "mlp_ratio": first.mlp.fc1.out_features / width,
+        "statistics": statistics,
+    }
+
+
 @register("classifier", "vit")
 class VisionTransformer(nn.Module):
     """A ViT classifier on [0, 1] images with MAE's fine-tuning head: mean of patch tokens, norm, linear.
@@ -217,6 +237,7 @@ class VisionTransformer(nn.Module):
     """
 
     undecayed = ("cls_token", "pos_embed")
+    encoder_parts, encoder_norm = ENCODER, "fc_norm"
 
     def __init__(
         self,
@@ -245,6 +266,10 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(width, classes)
         self.apply(initialise)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
+
+    def encoder_sizes(self) -> dict[str, Any]:
+        """Return what a masked autoencoder must share whose encoder is to be taken over; see `HasEncoder`."""
+        return {"image_size": self.image_size, "patch_size": self.patch_size} | sizes_of(self.blocks, self.normalise)
 
     def layer_of(self, name: str) -> int:
         """Return how deep a parameter sits: 0 for the embeddings, n + 1 for block n, `layers` for the head and its norm."""

@@ -61,9 +61,13 @@ def load(
         raise CheckpointError(f"{path} belongs to another model: {error}") from error
     for name, value in average.items():
         value.copy_(parts["average"][name])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in parts["optimizer"].items():
         index, name = key.split(".", 1)
+        if value.shape == (like := parameters[int(index)]).shape:
+            # In memory as the weights lie, channels last for some: a fused optimiser goes through all of them side by side.
+            value = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return about, parts["objective"]

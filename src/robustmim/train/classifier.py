@@ -54,7 +54,7 @@ def make_classifier(recipe: TrainRecipe, source: Source) -> tuple[nn.Module, Mod
 
 
 def make_objective(recipe: TrainRecipe, source: Source, device: torch.device) -> Objective:
-    """Return what is minimised, guarded if the recipe says so.
+    """Return what is minimised, guarded if the recipe says so or, unless it says otherwise, where the method needs it.
 
     Args:
         recipe: what to train, and how.
@@ -68,12 +68,13 @@ def make_objective(recipe: TrainRecipe, source: Source, device: torch.device) ->
     if config is None:
         return Classification(recipe.label_smoothing)
     objective, attack, guard = make_method(config, recipe.label_smoothing), attack_of(config), config.guard
-    if guard.action == "none":
+    action = guard.action or ("enlarge" if config.method == "fast" else "none")
+    if action == "none":
         return objective
     if config.method in ("natural", "free", "generalist"):
         raise RecipeError(f"method {config.method} can have no guard; set adversarial.guard.action to none")
     levels = [objective]
-    if guard.action == "enlarge":
+    if action == "enlarge":
         for steps in (attack.steps + 1, attack.steps + 2):
             # As far in all, in more and shorter steps, from within the ball and back into it.
             more = replace(

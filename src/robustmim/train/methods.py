@@ -86,7 +86,7 @@ class NoiseFGSM(_OnAttacked):
 
 @register("method", "fast")
 class FastTraining(_OnAttacked):
-    """One long step from a random point of the ball (Fast AT or RS-FGSM, Wong et al. 2020); use it with a guard."""
+    """One long step from a random point of the ball (Fast AT or RS-FGSM, Wong et al. 2020); guarded unless told otherwise."""
 
     default: ClassVar[TrainingAttack] = TrainingAttack(steps=1, step_size=1.25, statistics="batch")
 

@@ -279,7 +279,9 @@ def pretraining_objective(recipe: PretrainRecipe, model: nn.Module, *, processes
     if attack is not None and attack.steps < 1:
         raise RecipeError(f"attack.steps is {attack.steps}; for no attack, leave `attack` out")
     if attack is not None and attack.mask_ratio is not None and attack.mask == "shared":
-        raise RecipeError("attack.mask_ratio is of fresh masks, but the attack shares the step's: set attack.mask to fresh")
+        raise RecipeError(
+            "attack.mask_ratio is of fresh masks, but the attack shares the step's: set attack.mask to fresh"
+        )
     if information is not None and information.x == "perturbation" and attack is None and free is None:
         raise RecipeError("information.x is the perturbation, but nothing is perturbed: set `attack` or `free`")
     looks_inside = {

@@ -66,9 +66,7 @@ class AntiAdversary:
         RecipeError: no step, or a length or radius that is not above zero.
     """
 
-    def __init__(
-        self, model: nn.Module, *, steps: int = 2, step_size: float = 0.15, radius: float = 0.15
-    ) -> None:
+    def __init__(self, model: nn.Module, *, steps: int = 2, step_size: float = 0.15, radius: float = 0.15) -> None:
         if steps < 1:
             raise RecipeError(f"anti-adversary takes at least one step, not {steps}")
         if not (step_size > 0 and radius > 0):

@@ -1,0 +1,105 @@
+"""Climb the losses of the defence and of another classifier at once (Liu et al. 2017; Tramèr et al. 2018).
+
+For a purifier that goes by the answer of a guide, whose choice of a class is flat: the gradient through the purifier does not see
+how the guide is turned, the guide's own gradient does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustmim.attacks.objectives import Logits, Loss, named_loss
+from robustmim.attacks.pgd import PGD
+from robustmim.attacks.target import Target
+from robustmim.errors import InputError, RecipeError
+from robustmim.geometry import Ball
+from robustmim.models.folded import folded
+from robustmim.models.zoo import open_classifier
+from robustmim.purify.traits import Callback
+from robustmim.registry import register
+from robustmim.rng import Keys
+from robustmim.types import Images, Labels, PerSample
+
+
+@register("attack", "ensemble")
+class Ensemble:
+    """PGD on the loss of the defence + weight · the loss of a surrogate classifier. A sample falls when the defence does.
+
+    Args:
+        surrogate: zoo name, folder of a trained classifier, or, with `arch`, someone else's file of weights.
+        arch: registered classifier that the file belongs to.
+        weight: of the surrogate's loss, above zero.
+        loss: of both: cross-entropy, margin or dlr.
+        steps, step_size, schedule, momentum, random_start, restarts, drop: see `PGD`.
+
+    Raises:
+        RecipeError: a weight that is not above zero, or what `PGD` refuses.
+        CheckpointError: the surrogate cannot be loaded.
+    """
+
+    norms = ("linf", "l2", "l1")
+    black_box = False
+
+    def __init__(
+        self,
+        *,
+        surrogate: str,
+        arch: str | None = None,
+        weight: float = 1.0,
+        loss: str = "cross-entropy",
+        steps: int = 20,
+        step_size: float = 0.25,
+        schedule: Literal["constant", "cosine"] = "constant",
+        momentum: float = 0.0,
+        random_start: bool = True,
+        restarts: int = 1,
+        drop: bool = True,
+    ) -> None:
+        if weight <= 0:
+            raise RecipeError(
+                f"ensemble: the surrogate's weight is above 0, but this one is {weight}; without it, use pgd"
+            )
+        self.surrogate = folded(open_classifier(surrogate, arch))
+        self.weight, self.loss = weight, named_loss(loss)
+        self.steps, self.restarts = steps, restarts
+        self.pgd = PGD(
+            steps=steps,
+            step_size=step_size,
+            schedule=schedule,
+            momentum=momentum,
+            random_start=random_start,
+            restarts=restarts,
+            drop=drop,
+        )
+
+    def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
+        """Return the last iterate of each sample, or the one at which it fell.
+
+        Raises:
+            InputError: the surrogate tells other classes apart than the labels are of.
+        """
+        surrogate = self.surrogate.to(x.device)
+        with torch.no_grad():
+            classes = surrogate(x[:1]).shape[-1]
+        if int(y.max()) >= classes:
+            raise InputError(
+                f"the surrogate of the ensemble has {classes} classes, but there is a label {int(y.max())}"
+            )
+
+        def scores(images: Images, drawn: Keys, progress: float) -> Tensor:
+            return torch.cat([target.scores(images, drawn, progress), surrogate(images)], dim=1)
+
+        def objective(found: Logits, labels: Labels) -> PerSample:
+            own, others = found[:, :-classes], found[:, -classes:]
+            return self.loss(own, labels) + self.weight * self.loss(others, labels)
+
+        both = target.asking(scores, x, terms=classes)
+
+        def aim(active: Bool[Tensor, " batch"]) -> tuple[Target, Loss]:
+            return both[active], objective
+
+        return self.pgd.climb(target, x, y, ball, aim=aim, callback=callback)

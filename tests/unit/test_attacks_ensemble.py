@@ -1,0 +1,57 @@
+"""The ensemble attack climbs both losses, falls with the defence alone, and refuses what cannot be."""
+
+import pytest
+import torch
+
+from robustmim.attacks.objectives import cross_entropy
+from robustmim.attacks.target import Target
+from robustmim.errors import RecipeError
+from robustmim.geometry import Ball
+from robustmim.registry import build
+from robustmim.rng import content_ids, keys
+from tests.toys import images, network
+
+BALL = Ball(norm="linf", eps=0.1)
+
+
+@pytest.fixture
+def surrogate(monkeypatch):
+    other = network(5)
+    monkeypatch.setattr("robustmim.attacks.ensemble.open_classifier", lambda name, arch: other)
+    return other
+
+
+def bare(classifier, x, **options):
+    return Target(scores=lambda z, drawn, progress: classifier(z), keys=keys(0, "a", content_ids(x)), **options)
+
+
+def test_what_is_climbed_is_the_sum_of_both_losses(surrogate):
+    classifier, x = network(), images(3)
+    y = classifier(x).argmax(1)
+    told = []
+    build("attack", "ensemble", surrogate="other", weight=0.5, steps=3)(
+        bare(classifier, x, drop=False), x, y, BALL, callback=told.append
+    )
+    for note in told:
+        wanted = cross_entropy(classifier(note["x"]), y) + 0.5 * cross_entropy(surrogate(note["x"]), y)
+        torch.testing.assert_close(note["value"], wanted, rtol=1e-4, atol=1e-5)
+        leaf = note["x"].clone().requires_grad_(True)
+        both = cross_entropy(classifier(leaf), y) + 0.5 * cross_entropy(surrogate(leaf), y)
+        (slope,) = torch.autograd.grad(both.sum(), leaf)
+        torch.testing.assert_close(note["gradient"], slope, rtol=1e-3, atol=1e-6)
+
+
+def test_it_moves_the_surrogate_where_an_attack_on_the_defence_alone_does_not(surrogate):
+    classifier, x = network(), images(24, seed=4)
+    y = classifier(x).argmax(1)
+    options = {"steps": 20, "drop": False}
+    both = build("attack", "ensemble", surrogate="other", weight=3.0, **options)(bare(classifier, x), x, y, BALL)
+    one = build("attack", "pgd", **options)(bare(classifier, x), x, y, BALL)
+    assert (both - x).abs().max() <= BALL.eps + 1e-6
+    assert cross_entropy(surrogate(both), y).mean() > cross_entropy(surrogate(one), y).mean() + 0.1
+    assert cross_entropy(classifier(both), y).mean() > cross_entropy(classifier(x), y).mean()
+
+
+def test_a_weight_of_nothing_is_refused(surrogate):
+    with pytest.raises(RecipeError, match="above 0"):
+        build("attack", "ensemble", surrogate="other", weight=0.0)
