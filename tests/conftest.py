@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -31,3 +32,11 @@ def data_root() -> Path:
 @pytest.fixture
 def models_root() -> Path:
     return _folder("ROBUSTMIM_MODELS")
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of shapes, as the package runs: a classifier that is traced (`folded`) is shown no tensors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

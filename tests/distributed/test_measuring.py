@@ -15,6 +15,7 @@ from robustmim.train import distributed
 from tests.tiny import TINY_EVALUATION
 
 pytest.importorskip("foolbox")
+pytestmark = pytest.mark.usefixtures("unchecked")  # the two processes run without, and norms are then folded
 
 DATA = ["--device", "cpu", "--data.name", "samples-cifar10", "--data.skip", "0", "--purifier", "none"]
 COMMANDS = {

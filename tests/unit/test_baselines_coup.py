@@ -109,7 +109,7 @@ def test_the_shipped_recipe_asks_the_classifier_that_is_defended():
         nn.init.zeros_(defended[1].weight)
         nn.init.constant_(defended[1].weight[0, half], 1e-3)
         found.append(load_purifier("coup-unet-cifar10", classifier=defended)(photos, keys=DRAWN[:2]))
-    assert (found[0] - found[1]).abs().max() > 1e-4
+    assert (found[0] - found[1]).abs().max() > 1e-6  # the same draws: another classifier makes all the difference
     with pytest.raises(RecipeError, match="the classifier that it defends"):
         load_purifier("coup-unet-cifar10")
 

@@ -302,14 +302,14 @@ def test_a_trace_has_one_step_and_bad_settings_are_refused():
     assert len(trace.mean()["loss"]) == 1
     with pytest.raises(InputError):
         purifier(x + 1, keys=KEYS)
-    for wrong in ({"blend": 1.5}, {"blend": -0.1}, {"mask_ratio": 0.0}, {"mask_ratio": 1.0}):
+    for wrong in ({"blend": 1.5}, {"blend": -0.1}, {"mask_ratio": -0.1}, {"mask_ratio": 1.0}):
         with pytest.raises(RecipeError, match=r"blend|ratio"):
             MaskedReconstruction(tiny_conv(), ReconstructionConfig(**wrong))
 
 
 def test_what_it_is_called():
     named = describe(PurifyRecipe(masked_model="some-model", reconstruction=ReconstructionConfig(blend=0.5)))
-    assert named == "masked reconstruction, some-model, mask 0.5, blend 0.5"
+    assert named == "masked reconstruction, some-model, mask 0.5 fresh, blend 0.5"
 
 
 def test_denoising_with_random_masks_gives_each_draw_its_own():

@@ -1,6 +1,5 @@
 """A classifier with folded norms is the same function, and the one it was made of is left alone."""
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -24,14 +23,6 @@ def with_statistics(model):
                 part.weight.copy_(0.5 + torch.rand(part.num_features, generator=generator))
                 part.bias.copy_(torch.randn(part.num_features, generator=generator) / 5)
     return model.eval()
-
-
-@pytest.fixture
-def unchecked():
-    """What is traced is no tensor: the checks of shapes that tests switch on would refuse it."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(

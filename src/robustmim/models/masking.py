@@ -193,7 +193,7 @@ def take(
     # As rows of one table: whole rows are copied, where a gather would look up each number.
     if len(tokens) > 1:
         ids = ids + tokens.shape[1] * torch.arange(len(tokens), device=ids.device)[:, None]
-    return tokens.flatten(0, 1).index_select(0, ids.flatten()).view(*ids.shape, -1)
+    return tokens.flatten(0, 1).index_select(0, ids.flatten()).view(*ids.shape, tokens.shape[-1])
 
 
 def enlarge(mask: Mask, patch_size: int) -> Tensor:

@@ -38,6 +38,11 @@ def save(
         save_file(tensors, part, metadata={"about": json.dumps(about)})
 
 
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """Return the same numbers, in memory as those of `like`: a fused optimiser goes through weights and state side by side."""
+    return torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value) if value.shape == like.shape else value
+
+
 def load(
     path: Path, *, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -65,9 +70,6 @@ def load(
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in parts["optimizer"].items():
         index, name = key.split(".", 1)
-        if value.shape == (like := parameters[int(index)]).shape:
-            # In memory as the weights lie, channels last for some: a fused optimiser goes through all of them side by side.
-            value = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = _laid_out(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return about, parts["objective"]
