@@ -34,6 +34,7 @@ case_of gradient-modes-fast-cnn-masked-conv "evaluate gradient-modes" fast-cnn-c
 case_of holds-resnet56-one-pass "evaluate adaptive-smooth" "$resnet56" one-pass-cifar10 --radii '[2/255]'
 case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'
 case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 none --radii '[8/255]'
+case_of holds-resnet56-anti-adversary "evaluate adaptive-guided" "$resnet56" anti-adversary-cifar10 --draws 1 --checks.images 0
 # A certificate, and what attacks in the same norm find on the same images.
 case_of certify-fast-cnn-adversarial-sigma-0.12 "certify cifar10-sigma-0.12" fast-cnn-adversarial-cifar10 none
 case_of certify-fast-cnn-adversarial-sigma-0.25 "certify cifar10-sigma-0.25" fast-cnn-adversarial-cifar10 none

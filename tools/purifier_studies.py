@@ -329,7 +329,7 @@ def write(name: str, study: Study) -> None:
 
 
 def chart() -> None:
-    """Draw accuracy over σ / ε: gray box at each budget, white box (the worst case) at the smallest."""
+    """Draw accuracy over σ / ε: the colour is ε, the shape the model; empty shapes are the worst case in the white box."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -338,30 +338,21 @@ def chart() -> None:
     # The same file from the same numbers.
     plt.rcParams |= {"svg.hashsalt": "robustmim", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
     rows = json.loads(FILES["scales"].read_text())["rows"]
-    families = {
-        "masked convolution trained": ("#00735c", "^"),
-        "masked convolution": ("#0072b2", "o"),
-        "MAE": ("#d55e00", "D"),
-        "MaskDiT": ("#a0529a", "s"),
-    }
+    shapes = {"masked convolution trained on 1, 2, 4": "^", "masked convolution": "o", "MAE": "D", "MaskDiT": "s"}
+    colours = dict(zip(RADII, ("#0072b2", "#00735c", "#d55e00"), strict=True))
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    named: set[str] = set()
+    used: set[str] = set()
     for title, row in rows.items():
-        if f"gray-box {radius_text(RADII[0])}" not in row:
-            continue
-        family = next(name for name in families if title.startswith(name))
-        colour, marker = families[family]
-        label = None if family in named else family + (" on 1, 2, 4" if family.endswith("trained") else "")
-        named.add(family)
-        x = [row["sigma"] / (radius * 255) for radius in RADII]
-        y = [row[f"gray-box {radius_text(radius)}"]["accuracy"] for radius in RADII]
-        axes.scatter(x, y, s=34, marker=marker, facecolor=colour, edgecolor="white", linewidth=0.6, label=label)
-        worst = row.get(f"{WHITE[-1].name} {radius_text(RADII[0])}")
-        if worst is not None:
-            y = [worst["accuracy"]]
-            axes.scatter(x[:1], y, s=34, marker=marker, facecolor="none", edgecolor=colour, linewidth=1.2)
+        family = next(name for name in shapes if title.startswith(name))
+        for radius, colour in colours.items():
+            for attack, face in (("gray-box", colour), (WHITE[-1].name, "none")):
+                found = row.get(f"{attack} {radius_text(radius)}")
+                if found is not None:
+                    place, marker = row["sigma"] / (radius * 255), shapes[family]
+                    axes.scatter(place, found["accuracy"], s=32, marker=marker, facecolor=face, edgecolor=colour)
+                    used.add(family)
     axes.set_xscale("log")
-    ticks = [0.5, 1, 2, 4, 8, 16]
+    ticks = [1, 2, 4, 8, 16]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("σ / ε: error of the masked prediction over the attack's budget")
@@ -370,8 +361,13 @@ def chart() -> None:
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.scatter([], [], s=34, facecolor="none", edgecolor="#555555", label="empty: worst case, white box, ε = 2/255")
-    axes.legend(frameon=False, fontsize=8)
+    for family in (name for name in shapes if name in used):
+        axes.scatter([], [], s=32, marker=shapes[family], color="#555555", label=family)
+    for radius, colour in colours.items():
+        axes.scatter([], [], s=32, marker=",", color=colour, label=f"ε = {radius_text(radius)}, gray box")
+    axes.scatter([], [], s=32, marker=",", facecolor="none", edgecolor=colours[RADII[0]], label="worst case, white box")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=3)
+    figure.subplots_adjust(top=0.84)
     path = ROOT / "docs" / "images" / "mask-scales.svg"
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     print(path)
