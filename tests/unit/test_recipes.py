@@ -80,7 +80,7 @@ def test_every_training_recipe_runs_two_steps(name, tmp_path):
         words += ["--adversarial.steps", "1", "--adversarial.validation_steps", "1"]
     if name.startswith("paper-mimir-code"):
         words += ["--information.group", "4"]
-    if name.startswith("wrn-28-10-trades"):
+    if name.startswith("wrn-28-10") and name != "wrn-28-10-cifar10":
         words += ["--model.name", "wide-resnet", "--model.options", "{depth: 10, widen: 2}"]
     if name.startswith(("paper-finetune", "paper-end-to-end")):
         words += ["--model.name", "vit", "--model.options", "{patch_size: 8, width: 32, depth: 2, heads: 2}"]
@@ -95,7 +95,82 @@ def test_every_training_recipe_runs_two_steps(name, tmp_path):
         assert 0 <= last["purified clean"] <= 1
 
 
-@pytest.mark.parametrize("name", [name for name, path in RECIPES.items() if path.parent.name == "evaluate"])
+def names_in(kind):
+    return [name for name, path in RECIPES.items() if path.parent.name == kind]
+
+
+@pytest.fixture(scope="module")
+def shrunken(tmp_path_factory):
+    """Masked models of two blocks in the place of the large ones that a robustify recipe begins with."""
+    from robustmim.config import ModelConfig
+    from robustmim.models.zoo import save_model, saved_config
+    from robustmim.registry import build
+
+    sizes = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    folders = {}
+    for network in ("mae", "maskdit"):
+        config = ModelConfig(name=network, options=sizes | {"image_size": 32, "patch_size": 4})
+        folders[network] = tmp_path_factory.mktemp(network)
+        torch.manual_seed(0)
+        model = build("masked-model", network, **config.options)
+        for weight in model.parameters():
+            weight.data.add_(torch.randn_like(weight), alpha=0.05)  # MaskDiT begins as the skip connection
+        save_model(folders[network], model, saved_config("masked-model", config))
+    return folders
+
+
+@pytest.mark.parametrize("name", names_in("robustify"))
+def test_every_robustify_recipe_runs_two_steps(name, shrunken, tmp_path):
+    pytest.importorskip("foolbox")
+    from robustmim.models.zoo import load_model
+
+    recipe = load_recipe(RobustifyRecipe, name)
+    begun = recipe.masked_model
+    words = ["robustify", name, "--out", str(tmp_path), "--device", "cpu", "--run.epochs", "1", "--run.batch_size", "2"]
+    for part, images in (("data", 4), ("validation", 2)):
+        words += [f"--{part}.name", "samples-cifar10", f"--{part}.split", "test", f"--{part}.limit", str(images)]
+        words += [f"--{part}.size", "null", f"--{part}.resize", "null"]
+    if recipe.reconstruction is None:
+        words += ["--amrm.steps", "2"]
+    if name.startswith("paper-"):
+        begun = shrunken["maskdit" if "maskdit" in name else "mae"]
+        words += ["--masked_model", str(begun), "--classifier", "fast-cnn-cifar10", "--arch", "null"]
+    assert main([*words, "--attack_steps", "1"]) == 0
+    last = read_lines(tmp_path / "log.jsonl")[-1]
+    assert last["step"] == 2
+    assert {"clean", "gray_box", "white_box"} <= last.keys()
+    before, after = load_model(begun).state_dict(), load_model(tmp_path).state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_whatever_a_recipe_begins_with_is_trained_by_a_recipe():
+    """From images to purifier by name: runs/NAME is what the recipe NAME of the right command leaves behind."""
+    named = []
+    for name in names_in("purify"):
+        purify = load_recipe(PurifyRecipe, name)
+        model = purify.baseline.model if purify.baseline else purify.masked_model
+        named.append((name, model, ("pretrain", "robustify")))
+    for name in names_in("robustify"):
+        robustify = load_recipe(RobustifyRecipe, name)
+        named += [(name, robustify.masked_model, ("pretrain",)), (name, robustify.classifier, ("train",))]
+    for name in names_in("pretrain"):
+        named.append((name, load_recipe(PretrainRecipe, name).start_from, ("pretrain",)))
+    for name in names_in("train"):
+        named.append((name, load_recipe(TrainRecipe, name).start_from, ("pretrain", "train")))
+    runs = [(name, model.removeprefix("runs/"), kinds) for name, model, kinds in named if model and "runs/" in model]
+    assert len(runs) > 30
+    missing = [(name, run) for name, run, kinds in runs if run not in RECIPES or RECIPES[run].parent.name not in kinds]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", [name for name in names_in("purify") if name.startswith("paper-rma")])
+def test_the_papers_robust_purifiers_are_trained_for_the_steps_they_take(name):
+    purify = load_recipe(PurifyRecipe, name)
+    robustify = load_recipe(RobustifyRecipe, purify.masked_model.removeprefix("runs/"))
+    assert (robustify.amrm, robustify.denoiser) == (purify.amrm, purify.denoiser)
+
+
+@pytest.mark.parametrize("name", names_in("evaluate"))
 def test_a_defence_can_face_every_attack_of_an_evaluation(name):
     from robustmim.evaluate.run import Evaluator
     from robustmim.models.zoo import load_model
