@@ -32,9 +32,26 @@ def test_a_grid_of_samples_whose_first_images_do_not_depend_on_their_number(fold
     assert read_image(many)[:, 16:, 16:].eq(255).all()
 
 
+def test_a_row_for_each_class_is_what_that_class_alone_draws(folder, tmp_path):
+    words = ["sample", folder, "--count", "2", "--steps", "2", "--device", "cpu"]
+    assert main([*words, "--each-class", "--out", str(tmp_path / "all.png")]) == 0
+    rows = read_image(tmp_path / "all.png")
+    assert rows.shape == (3, 3 * 16, 2 * 16)
+    for label in range(3):
+        assert main([*words, "--label", str(label), "--out", str(tmp_path / "one.png")]) == 0
+        assert torch.equal(read_image(tmp_path / "one.png"), rows[:, 16 * label : 16 * (label + 1)])
+    assert not torch.equal(rows[:, :16], rows[:, 16:32])
+
+
+def test_a_model_without_classes_has_no_row_for_each(capsys):
+    assert main(["sample", "maskdit-micro-cifar10", "--each-class"]) == 2
+    assert "knows no classes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["MODEL", "--label", "1", "--each-class"], "leave one out"),
         ([], "name a diffusion model"),
         (["masked-conv-cifar10"], "no diffusion model"),
         (["MODEL", "--label", "3"], "no class 3"),

@@ -325,6 +325,26 @@ def test_training_learns_what_it_is_shown():
     assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
 
 
+def test_training_with_classes_teaches_what_each_class_looks_like():
+    """Two classes, dark and bright: what is drawn of each is as dark or bright as it."""
+    torch.manual_seed(0)
+    model = MaskDiT(**OPTIONS, classes=2)
+    grey = torch.tensor([0.2, 0.8])
+    objective = MaskedDenoising((0.5, 0.0), DenoisingConfig(hidden_weight=1.0, label_dropout=0.1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    labels = torch.arange(16) % 2
+    for step in range(150):
+        ids = torch.arange(16) + 16 * step
+        batch = Batch(grey[labels].view(-1, 1, 1, 1).expand(-1, 3, 16, 16), labels, ids)
+        optimizer.zero_grad()
+        objective(model, batch, keys(0, "step", ids, step), step)["loss"].backward()
+        optimizer.step()
+    ids = keys(0, "sample", torch.arange(8))
+    for label in (0, 1):
+        drawn = sample(model.eval(), ids, (3, 16, 16), steps=8, labels=torch.full((8,), label)).mean((1, 2, 3))
+        assert (drawn - grey[label]).abs().max() < 0.15, drawn  # the two are 0.6 apart
+
+
 def test_a_sample_depends_on_its_id_and_its_class():
     model = tiny(classes=3)
     ids, shape = torch.arange(4), (3, 16, 16)

@@ -16,15 +16,17 @@ class SampleOptions:
     """How many images, and how they are drawn."""
 
     out: str = "samples.png"
-    """The picture (PNG): the images in rows, as near to a square as their number allows."""
+    """The picture (PNG): the images in rows, as near to a square as their number allows, or a row for each class."""
     count: int = 64
-    """Number of images."""
+    """Number of images; with each_class, of each class."""
     steps: int = 18
     """Noise levels."""
     solver: Solver = "heun"
     """Reverse process: heun and euler are deterministic given the start noise; ancestral and sde are not."""
     label: int | None = None
     """Class of all images, for a model with classes; default: none."""
+    each_class: bool = False
+    """A row for each class that the model knows; the images of a column begin with the same noise."""
     seed: int = 0
     """Seed of the noise; image i is the same whatever the count."""
     device: str = "auto"
@@ -48,6 +50,8 @@ def main(arguments: list[str]) -> int:
         raise RecipeError("name a diffusion model: robustmim sample runs/NAME")
     if options.count < 1:
         raise RecipeError(f"count is {options.count}, but a picture takes at least one image")
+    if options.each_class and options.label is not None:
+        raise RecipeError("label is one class and each_class is all of them: leave one out")
 
     import torch
     from einops import rearrange
@@ -64,24 +68,28 @@ def main(arguments: list[str]) -> int:
     model = load_model(name, device=device)
     if not isinstance(model, ImageDenoiser):
         raise CheckpointError(f"{name} is no diffusion model: it draws no images")
+    if options.each_class and not model.classes:
+        raise RecipeError(f"{name} knows no classes: leave each_class out")
+    if options.label is not None and not 0 <= options.label < model.classes:
+        raise RecipeError(f"{name} knows {model.classes} classes, numbered from 0; there is no class {options.label}")
+    number = torch.arange(options.count, device=device)
+    columns = math.ceil(math.sqrt(options.count))
     labels = None
-    if options.label is not None:
-        if not 0 <= options.label < model.classes:
-            raise RecipeError(
-                f"{name} knows {model.classes} classes, numbered from 0; there is no class {options.label}"
-            )
-        labels = torch.full((options.count,), options.label, device=device)
+    if options.each_class:
+        labels = torch.arange(model.classes, device=device).repeat_interleave(options.count)
+        number, columns = number.repeat(model.classes), options.count
+    elif options.label is not None:
+        labels = torch.full_like(number, options.label)
     images = sample(
         model,
-        keys(options.seed, "sample", torch.arange(options.count, device=device)),
+        keys(options.seed, "sample", number),
         (3, model.image_size, model.image_size),
         steps=options.steps,
         solver=options.solver,
         labels=labels,
     ).cpu()
-    columns = math.ceil(math.sqrt(options.count))
-    missing = -options.count % columns
+    missing = -len(images) % columns
     images = torch.cat([images, torch.ones(missing, *images.shape[1:])])
     write_image(Path(options.out), rearrange(images, "(r c) channels h w -> channels (r h) (c w)", c=columns))
-    say(f"{options.count} images are in {options.out}")
+    say(f"{len(number)} images are in {options.out}")
     return 0
