@@ -57,6 +57,23 @@ CHOICES = {
 }
 
 
+def full_graph(model, path, leaf):
+    """The purification written out: every step, mask and draw, with second derivatives kept."""
+    current = leaf
+    for step in range(STEPS):
+        mask = random_mask(DRAWN.fold("mask", step), (4, 4), 0.5)
+        one = model.drawn(DRAWN, draw=step, progress=step / (STEPS - 1))
+        seen, target = current.clone(), current.clone()
+        loss = one.reconstruct(seen, mask, target=target).loss.sum()
+        slopes = torch.autograd.grad(loss, (seen, target), create_graph=True)
+        slope = {"both": slopes[0] + slopes[1], "input": slopes[0], "target": slopes[1]}[path]
+        smooth = torch.tanh(slope / slope.detach().abs().mean((1, 2, 3), keepdim=True))
+        moved = current - LENGTH * (slope.sign() + smooth - smooth.detach())
+        inside = torch.minimum(torch.maximum(moved, leaf - 12 / 255), leaf + 12 / 255).clamp(0, 1)
+        current = inside.detach() + moved - moved.detach()
+    return current
+
+
 @pytest.mark.parametrize("which", CHOICES)
 @pytest.mark.parametrize("path", ["both", "input", "target"])
 def test_amrm_on_maskdit_equals_the_full_graph(which, path):
@@ -65,29 +82,43 @@ def test_amrm_on_maskdit_equals_the_full_graph(which, path):
     x = images()
     upstream = DRAWN.fold("upstream").normal(3, 16, 16).double()
 
-    def full_graph(leaf):
-        current = leaf
-        for step in range(STEPS):
-            mask = random_mask(DRAWN.fold("mask", step), (4, 4), 0.5)
-            one = model.drawn(DRAWN, draw=step, progress=step / (STEPS - 1))
-            seen, target = current.clone(), current.clone()
-            loss = one.reconstruct(seen, mask, target=target).loss.sum()
-            slopes = torch.autograd.grad(loss, (seen, target), create_graph=True)
-            slope = {"both": slopes[0] + slopes[1], "input": slopes[0], "target": slopes[1]}[path]
-            smooth = torch.tanh(slope / slope.detach().abs().mean((1, 2, 3), keepdim=True))
-            moved = current - LENGTH * (slope.sign() + smooth - smooth.detach())
-            inside = torch.minimum(torch.maximum(moved, leaf - 12 / 255), leaf + 12 / 255).clamp(0, 1)
-            current = inside.detach() + moved - moved.detach()
-        return current
-
     with explicit_attention(model):
-        value, expected = pulled(full_graph, x, upstream)
+        value, expected = pulled(lambda leaf: full_graph(model, path, leaf), x, upstream)
     assert relative(expected, upstream) > 1e-3  # it does see the model
     for product, tolerance in (("hessian", 1e-10), ("central-difference", 1e-6)):
         gradient = GradientConfig(mode="tanh", product=product)
         found, slope = pulled(lambda z, g=gradient: purifier.differentiable(z, keys=DRAWN, gradient=g), x, upstream)
         torch.testing.assert_close(found, value, rtol=0, atol=1e-12)
         assert relative(slope, expected) < tolerance
+
+
+@pytest.mark.parametrize("which", CHOICES)
+@pytest.mark.parametrize("path", ["both", "input", "target"])
+def test_gradients_in_the_weights_of_maskdit_equal_the_full_graph(which, path):
+    """RAMRM, Eq. 7: through every step, under its own noise level, noise and mask, into every weight of the network."""
+    model = MaskedDenoiser(network(), CHOICES[which])
+    purifier = AMRMPure(model, replace(AMRM, gradient=path))
+    weights = {name: weight.requires_grad_(True) for name, weight in model.named_parameters()}
+    x = images()
+    upstream = DRAWN.fold("upstream").normal(3, 16, 16).double()
+
+    def slopes(purified):
+        found = torch.autograd.grad(
+            (purified * upstream).sum(), tuple(weights.values()), allow_unused=True, materialize_grads=True
+        )
+        return dict(zip(weights, found, strict=True))
+
+    with explicit_attention(model):
+        expected = slopes(full_graph(model, path, x.clone().requires_grad_(True)))
+    whole = torch.cat([slope.flatten() for slope in expected.values()])
+    assert whole.norm() > 0
+    reached = {name for name, slope in expected.items() if slope.norm() > 1e-9 * whole.norm()}
+    assert {"blocks.0.attn.qkv.weight", "decoder_pred.weight"} <= {name.removeprefix("network.") for name in reached}
+    for product, tolerance in (("hessian", 1e-10), ("forward-difference", 1e-4), ("central-difference", 1e-6)):
+        gradient = GradientConfig(mode="tanh", product=product)
+        purified = purifier.differentiable(x, keys=DRAWN, gradient=gradient, parameters=tuple(weights.values()))
+        found = slopes(purified)
+        assert relative(torch.cat([slope.flatten() for slope in found.values()]), whole) < tolerance, product
 
 
 @pytest.mark.parametrize("solver", ["heun", "ancestral"])
