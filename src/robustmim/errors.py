@@ -32,10 +32,17 @@ class EnvironmentUnusable(RobustmimError):
     exit_code = 5
 
 
-def suggest(wrong: str, known: Iterable[str]) -> str:
-    """Return a sentence that names the nearest known spelling of `wrong`, or lists what is known."""
+def suggest(wrong: str, known: Iterable[str], *, listed: Iterable[str] | None = None) -> str:
+    """Return a sentence that names the nearest known spelling of `wrong`, or lists what is known.
+
+    Args:
+        wrong: what was written.
+        known: right spellings.
+        listed: those to list where none is near; default: all. Where there are none, the sentence is empty.
+    """
     known = sorted(known)
     close = get_close_matches(wrong, known, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return f"Known: {', '.join(known)}." if known else ""
+    listed = known if listed is None else sorted(listed)
+    return f"Known: {', '.join(listed)}." if listed else ""

@@ -207,11 +207,19 @@ def test_the_adaptive_suite_leaves_out_what_a_defence_cannot_face(purifier, left
     ("text", "says"),
     [
         ("model: {name: mae}\nrun: {epoch: 3}\n", "run has no key 'epoch'.*Did you mean 'epochs'"),
-        ("model: {name: mae}\nrun: {epochs: five}\n", "run.epochs.*float.*five"),
+        ("model: {name: mae}\nrun: {epochs: five}\n", "run.epochs.*'five', but must be a number"),
         ("modle: {name: mae}\n", "no key 'modle'.*Did you mean 'model'"),
         ("model: {name: mae}\nprobe: {radii: [8]}\n", "probe.radii.*8/255"),
-        ("model: [x\n", "parsing"),
-        ("- a list\n", "list|mapping|dict|namespace"),
+        ("model: {name: mae}\nprobe: {radii: 8/255}\n", "probe.radii.*'8/255', but must be a list"),
+        ("model: {name: mae}\nmixture: [{nam: x}]\n", "line 2: mixture has no key 'nam'.*Did you mean 'name'"),
+        ("model: {name: mae}\nmixture: [{extra: {}}]\n", "line 2: mixture has no key 'extra'"),
+        ("model: {name: mae}\nrun:\n", "line 2: run is empty"),
+        ("model: {name: mae}\nrun: {epochs: 1, epochs: 2}\n", "line 2: run.epochs is there twice"),
+        ("model: [x\n", "line 2: this is no YAML"),
+        ("- a list\n", "holds no keys"),
+        ("a sentence\n", "holds no keys"),
+        ("", "is empty"),
+        ("# nothing but a comment\n", "is empty"),
     ],
 )
 def test_mistakes_name_the_key_the_file_and_the_right_spelling(tmp_path, text, says):
@@ -221,6 +229,37 @@ def test_mistakes_name_the_key_the_file_and_the_right_spelling(tmp_path, text, s
         load_recipe(PretrainRecipe, str(path))
     assert "wrong.yaml" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "silent"),
+    [
+        (["--run.epochs", "five"], "run.epochs is 'five', but must be a number", "recipe"),
+        (["--run.epoch", "5"], "no option --run.epoch. Did you mean 'run.epochs'?", ""),
+        (["--out"], "--out needs a value", "mae-patch4-cifar10"),
+        (["extra"], "'extra' is no option", "mae-patch4-cifar10"),
+        (["--optimizer.name", "lion"], "optimizer.name is 'lion', but must be one of 'adamw', 'sgd'", "Literal"),
+        (["--start_from"], "--start_from needs a value", ""),
+        (["--information.weight", "x"], "information.weight is 'x', but must be a number", "NestedArg"),
+        (["--max-time", "5x"], "max_time: write a time as 90s, 45m or 2h", "Duration"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_not_laid_at_the_recipes_door(words, says, silent, capsys):
+    assert main(["pretrain", "mae-patch4-cifar10", *words]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert says in told
+    assert not silent or silent not in told
+
+
+def test_a_recipe_of_another_kind_is_called_that(capsys):
+    assert main(["purify", "x.png", "--recipe", "cifar10-linf"]) == 2
+    assert "evaluate where purify is asked for" in capsys.readouterr().err
+
+
+def test_a_file_of_bytes_is_no_recipe(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(RecipeError, match=r"x\.yaml is no text"):
+        load_recipe(PurifyRecipe, str(tmp_path / "x.yaml"))
 
 
 def test_unknown_models_and_options_are_answered_with_the_nearest(capsys, tmp_path):
@@ -280,7 +319,7 @@ def test_budgets_that_nobody_means(text):
 def test_help_and_import_are_quick_and_free_of_torch():
     code = (
         "import sys, time; began = time.perf_counter(); import robustmim; from robustmim.cli.main import main\n"
-        "main(['--help']); main(['--version'])\n"
+        "main(['--help']); main(['--version']); assert time.perf_counter() - began < 0.5\n"
         "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
         "assert time.perf_counter() - began < 2.0"
