@@ -71,6 +71,20 @@ def test_no_guidance_is_diffusion_and_more_of_it_more_confidence():
         assert found[0.0, through] < found[1.0, through] < found[4.0, through]
 
 
+@pytest.mark.parametrize(("through", "graphs"), [("noised", {False}), ("estimate", {True})])
+def test_the_denoiser_keeps_a_graph_only_where_the_confidence_passes_it(through, graphs):
+    seen = set()
+
+    class Spy(CurvedDenoiser):
+        def denoise(self, noised, sigma, *, labels=None):
+            found = super().denoise(noised, sigma)
+            seen.add(found.requires_grad)
+            return found
+
+    COUP(model=Spy(), classifier=TwoClasses(), steps=2, through=through)(x, keys=DRAWN)
+    assert seen == graphs
+
+
 @pytest.mark.parametrize("through", ["noised", "estimate"])
 def test_a_sample_alone_is_bitwise_what_it_is_in_a_batch(through):
     purifier = COUP(model=CurvedDenoiser(), classifier=TwoClasses(), steps=3, through=through)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustmim.analysis.detection import Detector, area_under_curve, threshold_at, variation
+from robustmim.analysis.detection import Detector, area_under_curve, threshold_at
 from robustmim.analysis.evasion import evade
 from robustmim.cli.detect import AWARE, CALIBRATION, CLEAN, GRAY_BOX, conclude
 from robustmim.cli.main import main
@@ -19,7 +19,7 @@ from robustmim.models.masking import random_mask
 from robustmim.models.record import AttentionRecorder
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.reconstruct import MaskedReconstruction
-from robustmim.purify.trace import attention_matrix_variation
+from robustmim.purify.trace import attention_matrix_variation, variation
 from robustmim.radius import Radius
 from robustmim.rng import keys
 from robustmim.runs import read_json, read_lines

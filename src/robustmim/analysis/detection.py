@@ -29,6 +29,7 @@ from robustmim.errors import InputError, RecipeError
 from robustmim.models.masked import MaskedModel, with_draws
 from robustmim.models.masking import partition_masks
 from robustmim.models.record import AttentionRecorder
+from robustmim.purify.trace import variation
 from robustmim.purify.traits import DifferentiablePurifier, MaskedPurifier, Purifier
 from robustmim.rng import Keys
 from robustmim.types import Images, Mask, PerSample
@@ -74,17 +75,6 @@ def area_under_curve(clean: Sequence[float], attacked: Sequence[float]) -> tuple
     variance = area * (1 - area) + (len(a) - 1) * (first - area**2) + (len(b) - 1) * (second - area**2)
     half = 1.959964 * math.sqrt(max(variance, 0.0) / (len(a) * len(b)))
     return area, max(0.0, area - half), min(1.0, area + half)
-
-
-def variation(maps: Sequence[Tensor], reference: Sequence[Tensor]) -> PerSample:
-    """Return the variation `[B]` of attention matrices `[B, heads, T, T]`, one a layer, against those of a reference.
-
-    The Frobenius norm of their difference, averaged over layers and heads: `purify.trace.attention_matrix_variation` of maps
-    that are there already, and differentiable.
-    """
-    return torch.stack(
-        [(a - b).square().sum((-2, -1)).sqrt().mean(1) for a, b in zip(maps, reference, strict=True)]
-    ).mean(0)
 
 
 class Detector:

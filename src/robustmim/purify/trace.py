@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +16,22 @@ from robustmim.rng import Keys
 from robustmim.types import Images, PerSample
 
 
+def variation(maps: Sequence[Tensor], reference: Sequence[Tensor]) -> PerSample:
+    """Return the variation `[B]` of attention matrices `[B, heads, T, T]`, one a layer, against those of a reference.
+
+    The Frobenius norm of their difference, averaged over layers and heads; differentiable.
+    """
+    per_layer = [(a - b).square().sum((-2, -1)).sqrt().mean(1) for a, b in zip(maps, reference, strict=True)]
+    return torch.stack(per_layer).mean(0)
+
+
 def attention_matrix_variation(
     model: MaskedModel, x: Images, reference: Images, *, keys: Keys, ratio: float = 0.5
 ) -> PerSample | None:
     """Return the attention matrix variation (AMV) of `x` against `reference`; None for a model without attention.
 
-    The Frobenius norm of the difference of the decoder's attention matrices under the same mask, averaged over layers
-    and heads (AMRM-Pure, section 3.1 and Figure 4: decoder attention, mask ratio 0.5).
+    That of the decoder's attention matrices under the same mask (AMRM-Pure, section 3.1 and Figure 4: decoder attention, mask
+    ratio 0.5); see `variation`.
     """
     if not isinstance(model, nn.Module) or not any(isinstance(layer, Attention) for layer in model.modules()):
         return None
@@ -33,8 +43,7 @@ def attention_matrix_variation(
         own = list(recorder.maps)
         recorder.clear()
         drawn.reconstruct(reference, mask)
-    per_layer = [(a - b).square().sum((-2, -1)).sqrt().mean(1) for a, b in zip(own, recorder.maps, strict=True)]
-    return torch.stack(per_layer).mean(0)
+    return variation(own, recorder.maps)
 
 
 class Trace:

@@ -40,10 +40,14 @@ class _Guided:
 
     def denoise(self, noised: Signed, sigma: PerSample, *, labels: Labels | None = None) -> Signed:
         twice = recorded(noised)
+        if self._through == "noised":  # the confidence does not pass the denoiser: its slope needs no graph of it
+            estimate = self._model.denoise(noised, sigma)
         with slopes(twice=twice):
             point = noised if twice else noised.detach().requires_grad_()
-            estimate = self._model.denoise(point, sigma)
-            seen = estimate if self._through == "estimate" else point / (1 + per_pixel(sigma).square()).sqrt()
+            if self._through == "noised":
+                seen = point / (1 + per_pixel(sigma).square()).sqrt()
+            else:
+                seen = estimate = self._model.denoise(point, sigma)
             confidence = self._classifier(to_unit(seen)).log_softmax(1).amax(1)
             (slope,) = torch.autograd.grad(confidence.sum(), point, create_graph=twice)
             guided = estimate + self._guidance * per_pixel(sigma).square() * slope
