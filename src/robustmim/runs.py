@@ -60,12 +60,14 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: missing, unreadable or damaged.
     """
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
 

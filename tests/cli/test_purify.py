@@ -59,6 +59,72 @@ def test_a_folder_keeps_its_good_files_and_lists_the_bad(tmp_path, recipe, capsy
         assert abs(int(np.asarray(purified)[0, 0, 0]) - round(40000 * 255 / 65535)) <= 8
 
 
+def test_odd_images_are_purified_and_one_without_a_neighbour_is_named(tmp_path, recipe, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    picture(folder / "pixel.png", size=(1, 1))
+    picture(folder / "row.png", size=(9, 1))
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:], duration=50)
+    Image.new("RGB", (8, 6), "red").quantize(4).save(folder / "palette.png")
+    Image.new("CMYK", (8, 6)).save(folder / "print.jpg")
+    (folder / "link.png").symlink_to(tmp_path / "gone.png")
+    assert main(["purify", str(folder), "--recipe", recipe, "--out", str(out)]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{folder / 'pixel.png'}: a mask needs at least two patches" in told
+    assert f"{folder / 'link.png'}: there is no such file" in told
+    assert sorted(path.name for path in out.glob("*.png")) == ["moving.png", "palette.png", "print.png", "row.png"]
+    with Image.open(out / "moving.png") as first:
+        assert first.size == (8, 6)
+        assert first.getpixel((4, 3))[0] > 200  # red: of an animation, the first frame
+
+
+def test_a_pattern_without_images_stops_no_other(tmp_path, recipe, capsys):
+    (tmp_path / "empty").mkdir()
+    picture(tmp_path / "good.png")
+    out = tmp_path / "out"
+    words = ["purify", str(tmp_path / "none*.png"), str(tmp_path / "empty"), str(tmp_path / "good.png")]
+    assert main([*words, "--recipe", recipe, "--out", str(out)]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "none*.png: the pattern matches no images" in told
+    assert "empty: the folder holds no images" in told
+    assert [path.name for path in out.glob("*.png")] == ["good.png"]
+
+
+def test_results_are_neither_purified_again_nor_written_over_what_they_came_from(tmp_path, recipe, capsys):
+    picture(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    words = ["purify", str(tmp_path), "--recipe", recipe, "--out"]
+    for _ in range(2):
+        assert main([*words, str(tmp_path / "out")]) == 0
+        assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["a.png"]
+        assert len(read_lines(tmp_path / "out" / "traces.jsonl")) == 1
+    assert main(["purify", str(tmp_path / "a.png"), "--recipe", recipe, "--out", str(tmp_path)]) == 1
+    assert "choose another folder with --out" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_an_image_too_large_for_memory_stops_no_other(tmp_path, recipe, monkeypatch, capsys):
+    from robustmim.purify.amrm import AMRMPure
+
+    whole = AMRMPure.__call__
+
+    def purify(self, x, **options):
+        if x.shape[-1] > 30:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nand so on")
+        return whole(self, x, **options)
+
+    monkeypatch.setattr(AMRMPure, "__call__", purify)
+    for name, width in (("a", 40), ("b", 20)):
+        picture(tmp_path / f"{name}.png", size=(width, 14))
+    words = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--recipe", recipe, "--out", str(tmp_path / "out")]
+    assert main(["purify", *words]) == 1
+    assert "a.png: cannot be purified (DefaultCPUAllocator: can't allocate memory); try a smaller --size" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["b.png"]
+
+
 def test_turned_photographs_are_set_upright(tmp_path, recipe):
     image = Image.new("RGB", (20, 10), "white")
     exif = image.getexif()
@@ -129,6 +195,10 @@ def test_classifies_before_and_after(tmp_path, recipe, capsys):
         (["FILE", "--masked_model", "masked-conv-cifar1"], 1, "masked-conv-cifar10"),
         (["FILE", "--out", "FILE/below"], 1, "cannot write"),
         (["FILE", "--classifier", "FILE", "--arch", "resnet56"], 1, "FILE"),
+        (["FILE", "--classifier", "FILE"], 1, "--arch"),
+        (["FILE", "--arch", "resnet56"], 2, "--classifier"),
+        (["FILE", "--size", "0"], 2, "size is 0"),
+        (["FILE", "--recipe=recommended-cifr10"], 2, "recommended-cifar10"),
     ],
 )
 def test_mistakes_get_a_sentence_and_an_exit_code(tmp_path, capsys, words, code, says):

@@ -35,6 +35,52 @@ def test_list_shows_what_there_is(capsys):
     assert "Did you mean 'zoo'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["doctor", "all"], "'all'"),
+        (["report", "--out", "x"], "--out"),
+        (["report"], "name a run folder"),
+        (["demo", "photos"], "'photos'"),
+        (["init"], "name one recipe"),
+        (["init", "nothing-like-it"], "robustmim list recipes"),
+    ],
+)
+def test_words_that_a_command_does_not_know_are_refused(words, says, capsys):
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_one_run_that_cannot_be_reported_stops_no_other(tmp_path, capsys):
+    about = {"kind": "train", "status": "failed", "started": "2026-01-01T10:00:00", "recipe": {}, "command": "x"}
+    for name, text in (("good", json.dumps(about | {"environment": {}})), ("bad", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "file").touch()
+    runs = [str(tmp_path / name) for name in ("bad", "nowhere", "file", "good")]
+    assert main(["report", *runs]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert all(f"{run}/run.json" in told for run in runs[:3])
+    assert "This run failed" in (tmp_path / "good" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(13, "Permission denied", "a/file"), "a/file: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; lower the batch size"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_sentence(error, says, monkeypatch, capsys):
+    def refuse(arguments):
+        raise error
+
+    monkeypatch.setattr("robustmim.cli.list.main", refuse)
+    assert main(["list"]) == 1
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     try:
@@ -160,6 +206,8 @@ class TestSavedModels:
         save_file({"other": torch.zeros(2)}, path)
         with pytest.raises(CheckpointError, match="does not fit"):
             load_model(tmp_path)
+        with pytest.raises(CheckpointError, match=r"is a file.*--arch"):
+            load_model(path)
         path.unlink()
         with pytest.raises(CheckpointError, match="missing"):
             load_model(tmp_path)

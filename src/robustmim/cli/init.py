@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     try:
         shutil.copyfile(source, target)
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
+        raise InputError(f"cannot write {target}: {error.strerror}; choose another place") from error
     kind = source.parent.name
     takes_it_first = kind in ("train", "pretrain", "robustify", "evaluate", "corruptions", "certify", "detect")
     hint = f"robustmim {kind} {target}" if takes_it_first else f"robustmim purify IMAGES --recipe {target}"

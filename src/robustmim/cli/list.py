@@ -19,8 +19,10 @@ def main(arguments: list[str]) -> int:
             raise RecipeError(f"there is nothing called {word!r} to list. {suggest(word, WHAT)}")
     for what in arguments or WHAT:
         print(f"{what}:")
-        for name, note in _entries(what):
-            print(f"  {name:<28} {note}".rstrip())
+        entries = _entries(what)
+        width = max((len(name) for name, _ in entries), default=0)
+        for name, note in entries:
+            print(f"  {name:<{width}}  {note}".rstrip())
     return 0
 
 

@@ -76,6 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of our output (head, less) has gone: not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
+            raise
+        print("error: out of memory; lower the batch size, take smaller images, or another --device", file=sys.stderr)
+        return 1
+    except OSError as error:
+        # A full disk, a file without permission: wherever it happens, it is the machine's affair and no fault in here.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; see to the file or the disk, and try again", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

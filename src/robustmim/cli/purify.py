@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> int:
     patterns: list[str] = []
     while arguments and not arguments[0].startswith("-"):
         patterns, arguments = [*patterns, arguments[0]], arguments[1:]
+    arguments = [
+        part for word in arguments for part in (word.split("=", 1) if word.startswith("--recipe=") else [word])
+    ]
     recipe_name = "recommended-photos"
     if "--recipe" in arguments:
         place = arguments.index("--recipe")
@@ -51,9 +54,12 @@ def main(arguments: list[str]) -> int:
     )
     if not patterns:
         raise RecipeError("name the images: robustmim purify FILE|FOLDER|GLOB … --out FOLDER")
+    if options.size is not None and options.size < 1:
+        raise RecipeError(f"size is {options.size}, but an image has at least one pixel")
+    if options.arch is not None and options.classifier is None:
+        raise RecipeError("--arch says what the weights in --classifier are of: name their file there")
 
     from robustmim.cli.console import Progress, output, say
-    from robustmim.data.images import find_images
     from robustmim.models.zoo import open_classifier
     from robustmim.purify.load import make_purifier
     from robustmim.runs import append_line
@@ -62,17 +68,17 @@ def main(arguments: list[str]) -> int:
     device = choose_device(options.device)
     classifier = open_classifier(options.classifier, options.arch, device=device) if options.classifier else None
     purifier = make_purifier(recipe, device=device, classifier=classifier)
-    paths = find_images(patterns)
     out = Path(options.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        traces = out / "traces.jsonl"
-        traces.write_text("")
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+    paths, bad = _find(patterns, out)
+    traces = out / "traces.jsonl"
+    if paths:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            traces.write_text("")
+        except OSError as error:
+            raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
     progress = Progress(len(paths), unit="images", every=2.0)
     rows: list[dict[str, Any]] = []
-    bad: list[str] = []
     names = _output_names(paths)
     for number, path in enumerate(paths):
         try:
@@ -85,12 +91,35 @@ def main(arguments: list[str]) -> int:
         # What purifies in one pass has no steps to follow.
         note = f"  loss {row['loss'][0]:.5f} → {row['loss'][-1]:.5f}" if "loss" in row else ""
         progress.update(number + 1, path.name + note)
-    say(f"{len(rows)} purified images and traces.jsonl are in {out}")
+    if paths:
+        say(f"{len(rows)} purified images and traces.jsonl are in {out}")
     if options.json:
         output(rows)
     for message in bad:
         say(f"not purified: {message}")
     return 1 if bad else 0
+
+
+def _find(patterns: list[str], out: Path) -> tuple[list[Path], list[str]]:
+    """Return the images that the patterns name, and a sentence for each pattern that finds none.
+
+    What lies in the output folder is left out: it would be purified a second time, or overwritten by its own result.
+    """
+    from robustmim.data.images import find_images
+
+    found: dict[Path, None] = {}
+    bad: list[str] = []
+    for pattern in patterns:
+        try:
+            matches = find_images([pattern])
+        except InputError as error:
+            bad.append(str(error))
+            continue
+        others = [path for path in matches if path.parent.resolve() != out.resolve()]
+        if not others:
+            bad.append(f"{pattern}: this lies in {out}, where the results go; choose another folder with --out")
+        found.update(dict.fromkeys(others))
+    return list(found), bad
 
 
 def _output_names(paths: list[Path]) -> dict[Path, str]:
@@ -138,8 +167,12 @@ def _purify_file(
         image = fit_image(image, size)
     x = image[None].to(device).float() / 255
     trace = Trace()
-    purified = purifier(x, keys=keys(options.seed, "purify", content_ids(x)), callback=trace)
-    write_image(target, purified[0].cpu())
+    try:
+        purified = purifier(x, keys=keys(options.seed, "purify", content_ids(x)), callback=trace)
+    except RobustmimError as error:
+        raise InputError(f"{path}: {error}") from error
+    except RuntimeError as error:  # one image that does not fit into memory stops no other
+        raise InputError(f"{path}: cannot be purified ({str(error).splitlines()[0]}); try a smaller --size") from error
     row: dict[str, Any] = {"file": str(path), "purified": str(target)} | trace.mean()
     if classifier is not None:
         with torch.no_grad():
@@ -155,4 +188,5 @@ def _purify_file(
             "class_after": int(after.argmax()),
             "confidence_after": round(float(after.max()), 4),
         }
+    write_image(target, purified[0].cpu())
     return row

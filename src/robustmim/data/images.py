@@ -45,7 +45,7 @@ def open_image(path: Path) -> Image.Image:
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise InputError(f"{path}: the image cannot be read ({reason})") from error
+        raise InputError(f"{path}: the image cannot be read ({reason}); fetch or save it again") from error
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -192,7 +192,9 @@ def _inside(folder: Path) -> list[Path]:
 def _is_image(path: Path, found: Path) -> bool:
     # What lies hidden inside a folder that was named is not meant.
     hidden = any(part.startswith(".") for part in path.relative_to(found).parts)
-    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+    # A link to nowhere is listed, so that it is told of when it is opened.
+    there = path.is_file() or (path.is_symlink() and not path.exists())
+    return not hidden and path.suffix.lower() in SUFFIXES and there
 
 
 def check_images(x: Tensor, *, name: str = "images") -> None:

@@ -29,7 +29,7 @@ def hidden_count(cells: int, ratio: float) -> int:
     if not 0 < ratio < 1:
         raise RecipeError(f"a mask ratio lies between 0 and 1 (both excluded), but this one is {ratio}")
     if cells < 2:
-        raise RecipeError("a mask needs at least two patches: use a larger image or a smaller patch")
+        raise RecipeError("a mask needs at least two patches, but the image holds one: take a larger image or a smaller patch")
     return min(max(round(ratio * cells), 1), cells - 1)
 
 

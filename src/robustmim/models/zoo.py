@@ -20,6 +20,7 @@ from torch import nn
 from robustmim.config import ModelConfig
 from robustmim.errors import CheckpointError, suggest
 from robustmim.models.diffusers_unet import is_diffusers, open_diffusers
+from robustmim.models.importer import load_into
 from robustmim.registry import build, builder, names
 from robustmim.runs import atomic, read_json, write_json
 
@@ -50,6 +51,11 @@ def find(name: str | Path) -> Path:
     for folder in (Path(name), *(shelf / str(name) for shelf in _shelves())):
         if (folder / "config.json").exists():
             return folder
+    if Path(name).is_file():
+        raise CheckpointError(
+            f"{name} is a file: for weights of someone else's, tell their architecture (--arch, `robustmim list "
+            "classifiers`); for a model of this package, name its folder"
+        )
     if Path(name).is_dir():
         raise CheckpointError(f"{name} holds no config.json: it is no finished run and no saved model")
     raise CheckpointError(
@@ -101,11 +107,11 @@ def load_model(name: str | Path, *, kind: str | None = None, device: torch.devic
     path = folder / "model.safetensors"
     try:
         state = load_file(path)
-        model.load_state_dict({name: v.float() if v.dtype == torch.float16 else v for name, v in state.items()})
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; the run has not finished, or the file was removed") from error
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged or does not fit its config.json: {error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from error
+    load_into(model, {n: v.float() if v.dtype == torch.float16 else v for n, v in state.items()}, path=path)
     return model.to(device).eval()
 
 
@@ -115,10 +121,7 @@ def copy_weights(name: str | Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: not there, damaged, or of another shape.
     """
-    try:
-        model.load_state_dict(load_model(name).state_dict())
-    except RuntimeError as error:
-        raise CheckpointError(f"{name} has another shape than the recipe's model: {error}") from error
+    load_into(model, load_model(name).state_dict(), path=name)
 
 
 def about_model(name: str | Path) -> dict[str, Any]:

@@ -36,7 +36,10 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         InputError: missing, damaged, or something else.
     """
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it holds no JSON object; {remedy}")
     return content
