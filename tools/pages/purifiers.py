@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+
+from pages.words import ROOT, percent
 
 CLASSIFIERS = {
     "fast-cnn-cifar10": "our classifier (fast-cnn-cifar10)",
@@ -13,13 +14,9 @@ CLASSIFIERS = {
 ATTACKS = {"gray-box": "gray box", "full gradient": "gradient as published", "smooth gradient": "smooth gradient"}
 
 
-def percent(row: dict | None) -> str:
-    return f"{row['accuracy'] * 100:.1f} [{row['low'] * 100:.0f}, {row['high'] * 100:.0f}]" if row else ""
-
-
-def counted(root: Path) -> dict[str, dict]:
+def counted() -> dict[str, dict]:
     """Return the newest record of what each purifier costs, by the name of its recipe."""
-    paths = sorted((root / "benchmarks" / "records").glob("*-purifiers/record.json"))
+    paths = sorted((ROOT / "benchmarks" / "records").glob("*-purifiers/record.json"))
     records = [json.loads(path.read_text()) for path in paths]
     whole = [record for record in records if "left_out" in record]
     return whole[-1]["results"] if whole else {}
@@ -40,9 +37,9 @@ def row_of(name: str, claim: dict, cost: dict | None) -> tuple[float, list[str]]
     return worst["accuracy"], found
 
 
-def purifier_table(root: Path) -> str:
+def purifier_table() -> str:
     """Return all sections; "" if nothing has been measured."""
-    folder, costs = root / "results" / "table", counted(root)
+    folder, costs = ROOT / "results" / "table", counted()
     sections = []
     for short, title in CLASSIFIERS.items():
         claims = [
