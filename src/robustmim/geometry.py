@@ -20,14 +20,16 @@ def _lengths(vectors: Tensor, order: float) -> Tensor:
     return torch.linalg.vector_norm(vectors.flatten(1), ord=order, dim=1).view(-1, 1, 1, 1)
 
 
-def _project_l1(delta: Tensor, radius: float) -> Tensor:
-    """Project each delta onto the l1 ball (Duchi et al. 2008, by sorting)."""
+def project_l1(delta: Images, radius: float | Tensor) -> Images:
+    """Project each perturbation onto the l1 ball of a radius, one for all or `[B]` (Duchi et al. 2008, by sorting)."""
     flat = delta.flatten(1)
+    if isinstance(radius, Tensor):
+        radius = radius[:, None]
     magnitude = flat.abs()
     ordered = magnitude.sort(dim=1, descending=True).values
     excess = ordered.cumsum(1) - radius
     place = torch.arange(1, flat.shape[1] + 1, device=flat.device)
-    support = (ordered * place > excess).sum(1, keepdim=True)
+    support = (ordered * place > excess).sum(1, keepdim=True).clamp(min=1)  # a ball of one point has none
     threshold = excess.gather(1, support - 1) / support
     projected = flat.sign() * (magnitude - threshold).clamp(min=0)
     return torch.where(magnitude.sum(1, keepdim=True) <= radius, flat, projected).view_as(delta)
@@ -88,7 +90,7 @@ class Ball:
         if self.norm == "l2":
             delta = delta * (self.eps / _lengths(delta, 2).clamp(min=1e-12)).clamp(max=1)
         elif self.eps < float("inf"):
-            delta = _project_l1(delta, self.eps)
+            delta = project_l1(delta, self.eps)
         return (center + delta).clamp(0, 1)
 
     def random(self, x: Images, keys: Keys) -> Images:

@@ -22,6 +22,8 @@ from robustmim.evaluate.verdict import broken, judge, share, worst_of_each
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Traits
 from robustmim.radius import Radius
+from robustmim.report.evaluation import _suite
+from robustmim.report.sections import Charts
 from robustmim.rng import keys
 from robustmim.runs import RunFolder, read_lines
 from robustmim.train.distributed import World
@@ -420,3 +422,23 @@ def test_records_are_lines_of_json(tmp_path):
     rows = read_lines(tmp_path / "records.jsonl")
     assert len(rows) == 24
     assert json.loads((tmp_path / "costs.jsonl").read_text().splitlines()[0])["forward"] > 0
+
+
+def test_one_search_for_the_nearest_tells_accuracy_at_every_budget(tmp_path):
+    near = AttackConfig(name="near", attack="fast-minimum-norm", options={"steps": 60, "drop": False})
+    stops = AttackConfig(name="stops", attack="fast-minimum-norm", options={"steps": 60})
+    source = Images()
+    content = concluded(tmp_path, Evaluator(Halves(), None, recipe(near, stops, radii=(R, Radius("14/255")))), source)
+    assert list(content["nearest"]) == ["near"]
+    found = content["nearest"]["near"]
+    assert found["radius"] == "14/255"
+    assert found["n"] == len(source)
+    # Halves of a known gap meet where each has moved by half of it.
+    exact = (source.gap / 2)[source.gap / 2 < 13.5 / 255].tolist()
+    assert found["distances"] == pytest.approx(exact, rel=0.02)
+    assert found["distances"] == sorted(found["distances"])
+    section = next(one for one in _suite(content) if "nearest" in one.title)
+    assert isinstance(section, Charts)
+    shares = dict(zip(section.plots[0].lines[0].x, section.plots[0].lines[0].y, strict=True))
+    assert shares[0.0] == 1
+    assert shares[7.0] == pytest.approx(float((source.gap / 2 > 7 / 255).float().mean()), abs=1 / 12 + 1e-6)

@@ -146,6 +146,9 @@ def test_who_does_not_look_through_the_purifier_is_told():
         (active("saturation", share=0.2), None),
         (active("large-budget", accuracy=0.1), "red"),
         (active("large-budget", accuracy=0.0), None),
+        (active("planted-missed", found=20, at_random=0), None),
+        (active("planted-missed", found=18, at_random=3), "amber"),
+        (active("planted-missed", found=3, at_random=3), "red"),
         (active("noise-suffices", clean=0.9, noise=0.5, attacked=0.5), "red"),
         (active("noise-suffices", clean=0.9, noise=0.8, attacked=0.2), None),
         (

@@ -85,6 +85,11 @@ class _Boundary:
         self.steps, self.restarts, self.targets = steps, restarts, targets
         self.drop, self.patience = drop, patience
 
+    @property
+    def seeks_the_nearest(self) -> bool:
+        """Whether distances of its results are of use: not where it stops at the first one in the ball."""
+        return not self.drop
+
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
         """Return the nearest adversarial image found if it is in the ball, else the image as it was; see `Attack`.
 

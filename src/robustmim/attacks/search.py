@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,6 +14,15 @@ from robustmim.attacks.objectives import margin
 from robustmim.attacks.target import Slope, Target
 from robustmim.geometry import Ball, project_l1_cube
 from robustmim.types import Images, Labels, PerSample
+
+
+@runtime_checkable
+class NearestAttack(Protocol):
+    """An attack that looks for the nearest adversarial image, not for any in the ball."""
+
+    @property
+    def seeks_the_nearest(self) -> bool:
+        """Whether distances of its results are of use."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from robustmim.attacks.search import NearestAttack
 from robustmim.config import AttackConfig, EvaluateRecipe, GradientConfig, PurifyRecipe
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
@@ -17,7 +18,7 @@ from robustmim.evaluate.honesty import active_checks, findings
 from robustmim.evaluate.robustbench import robustbench_entry
 from robustmim.evaluate.run import Evaluator, read_records
 from robustmim.evaluate.statistics import wilson_interval
-from robustmim.evaluate.table import NO_ATTACK, Cell, cells, radii_of
+from robustmim.evaluate.table import NO_ATTACK, Cell, Defence, cells, radii_of
 from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of_each
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.load import describe
@@ -56,6 +57,28 @@ def tally(records: Records, cell: Cell) -> dict[str, Any]:
     failed = sum(bool(row.get("failed")) for row in faced)
     if failed:
         found["failed"] = failed
+    return found
+
+
+def nearest_distances(records: Records, evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    """Return, for each attack that looks for the nearest adversarial image, the accuracy at every budget.
+
+    It is told by "distances", sorted, of the n images that faced the attack at its largest budget and were broken: at a
+    budget below that one, accuracy is the share of the n whose distance is larger, or that were not broken.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for attack in evaluator.recipe.attacks:
+        bare = evaluator.purifier is None or attack.against == "classifier"
+        defence: Defence = "bare" if bare else "purified"
+        built, radii = evaluator.attacks[attack.name], radii_of(attack, evaluator.recipe)
+        if not isinstance(built, NearestAttack) or not built.seeks_the_nearest or not radii:
+            continue
+        rows = records.get(Cell(attack.name, radii[-1], defence).key, {}).values()
+        faced = [row for row in rows if not row.get("skipped") and "distance" in row]
+        if faced:
+            # An attack that leaves what it cannot break as it was tells no distance of it.
+            distances = sorted(row["distance"] for row in faced if broken(row))
+            found[attack.name] = {"radius": radius_text(radii[-1]), "n": len(faced), "distances": distances}
     return found
 
 
@@ -219,6 +242,7 @@ def claim(
             }
             for attack in recipe.attacks
         },
+        "nearest": nearest_distances(records, evaluator),
         "left_out": evaluator.left_out,
         "milliseconds_per_image": {what: round(value, 3) for what, value in times.items()},
         "per_class": _per_class(records, recipe, middle, classes, purified=purified) if len(classes) <= 20 else None,

@@ -18,7 +18,9 @@ from robustmim.attacks.parts import KnowingAttack
 from robustmim.config import AttackConfig
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
+from robustmim.errors import RecipeError
 from robustmim.evaluate.accuracy import in_order
+from robustmim.evaluate.planted import Planted, plant
 from robustmim.evaluate.run import Evaluator
 from robustmim.evaluate.table import Cell, cells, radii_of
 from robustmim.evaluate.verdict import Judged, broken, share
@@ -42,6 +44,8 @@ STUCK = 0.05
 """Share of samples whose loss may end lower than it began."""
 LARGE_BUDGET = 0.05
 """Accuracy that may be left at a budget at which nothing can hold."""
+FOUND = 0.95
+"""Share of planted adversarial examples that an attack must find."""
 SATURATED = 0.3
 """Share of pixels at the edge of the purifier's ball from which on the clip hides gradients."""
 
@@ -309,6 +313,14 @@ def _active(checks: list[dict[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 check, "red", f"Random noise at {row['radius']} breaks as many of {n} images as {row['attack']} does."
             )
+        elif check == "planted-missed" and row["found"] < FOUND * n:
+            yield Finding(
+                check,
+                "red" if 2 * row["found"] < n else "amber",
+                f"{row['attack']} finds {row['found']} of {n} adversarial examples that were planted at {row['radius']}"
+                + (f", random points {row['at_random']}" if row["at_random"] else "")
+                + ": where it finds none there may be some.",
+            )
         elif check == "draws-disagree" and row["cosine"] < DISAGREEING:
             yield Finding(
                 check,
@@ -403,6 +415,9 @@ def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> I
         "accuracy": float(_standing(found).float().mean()),
     }
     built = evaluator.attacks[attack.name]
+    planted = _planted(evaluator, attack, batch, ball)
+    if planted is not None:
+        yield own | {"check": "planted-missed"} | dataclasses.asdict(planted)
     for option in ("steps", "restarts"):
         count = getattr(built, option, None)
         if isinstance(count, int):
@@ -415,6 +430,19 @@ def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> I
     if evaluator.randomised:
         stronger = dataclasses.replace(attack, eot=attack.eot * config.factor)
         yield own | {"check": "more-draws", "factor": config.factor} | _gain(evaluator, stronger, batch, radius, base)
+
+
+def _planted(evaluator: Evaluator, attack: AttackConfig, batch: Batch, ball: Ball) -> Planted | None:
+    """Plant adversarial examples; None where the attack climbs something else, or the classifier has no linear readout."""
+    built = evaluator.attacks[attack.name]
+    if isinstance(built, KnowingAttack):
+        return None
+    try:
+        evaluator.parts.layer(None)
+    except RecipeError:
+        return None
+    target = evaluator.target(attack, batch, Radius(ball.eps))
+    return plant(target, built, evaluator.parts, batch.images, ball, keys(evaluator.recipe.seed, "planted", batch.ids))
 
 
 def _counts(judged: Judged) -> torch.Tensor:

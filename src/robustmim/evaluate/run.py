@@ -235,8 +235,8 @@ class Evaluator:
         """Return adversarial images, what is to be known of how they came about, and what they cost.
 
         The second holds, per sample: "loss", cross-entropy of the attacker's objective before and after; "zero_gradient",
-        the share of the gradient's elements at the clean image that are exactly zero; "failed", 1 if the attack left
-        something that is no image in the ball, for which the clean image stands.
+        the share of the gradient's elements at the clean image that are exactly zero; "distance" moved, in the norm;
+        "failed", 1 if the attack left something that is no image in the ball, for which the clean image stands.
         """
         ball = Ball(norm=self.recipe.norm, eps=radius)
         target = self.target(attack, batch, radius)
@@ -250,6 +250,7 @@ class Evaluator:
         inside &= ((found >= 0) & (found <= 1)).flatten(1).all(1)
         about["failed"] = (~inside).float().tolist()
         found = torch.where(inside.view(-1, 1, 1, 1), found, x)
+        about["distance"] = ball.distance(found, x).tolist()
         probe = Target(**(vars(target) | {"cost": Cost(), "keys": target.keys.fold("about")}))
         if not self.attacks[attack.name].black_box:
             before = probe.gradient(x, y, cross_entropy, 0)

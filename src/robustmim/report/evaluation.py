@@ -74,7 +74,7 @@ def share_of(row: dict[str, Any]) -> Share:
         accuracy=float(row["accuracy"]),
         low=float(row["low"]),
         high=float(row["high"]),
-        correct=int(row["correct"]),
+        correct=float(row["correct"]),
         n=int(row["n"]),
     )
 
@@ -220,6 +220,7 @@ def _suite(claim: dict[str, Any]) -> list[Section]:
             "case takes for each image the attack that was worst for it.",
         )
     ]
+    sections += _nearest(claim)
     rules = [
         (
             f"{where}, ε {found['radius']}",
@@ -252,6 +253,42 @@ def _suite(claim: dict[str, Any]) -> list[Section]:
         )
         sections.append(Facts("What each attack cost", spent))
     return sections
+
+
+def _nearest(claim: dict[str, Any]) -> list[Section]:
+    """Return the chart of attacks that look for the nearest adversarial image: accuracy at every budget, from one run."""
+    found = claim.get("nearest") or {}
+    tones: tuple[Tone, ...] = ("vermillion", "blue", "teal", "purple", "gold", "neutral")
+    lines, spoken = [], []
+    for tone, (attack, own) in zip(tones, found.items(), strict=False):
+        distances, n, last = own["distances"], own["n"], float(Radius(own["radius"]))
+        places = [number * last / 40 for number in range(41)]
+        shares = [1 - sum(distance <= place + 1e-9 for distance in distances) / n for place in places]
+        lines.append(Line(attack, tone, tuple(255 * place for place in places), tuple(shares)))
+        half = next((255 * place for place, share in zip(places, shares, strict=True) if share <= shares[0] / 2), None)
+        spoken.append(
+            f"{attack}: half of the right answers are gone " + (f"at {half:.2f}/255" if half else "nowhere here")
+        )
+    if not lines:
+        return []
+    norm = NORMS.get(claim["norm"], claim["norm"])
+    return [
+        Charts(
+            title="How near the nearest adversarial image is",
+            lead="; ".join(spoken) + ".",
+            plots=(
+                LinePlot(
+                    title="Accuracy",
+                    x_label=f"budget, grey levels of 255 ({norm})",
+                    lines=tuple(lines),
+                    description=f"Accuracy at every budget, by the distance of the nearest adversarial image. {'; '.join(spoken)}.",
+                    unit="percent",
+                    wide=True,
+                ),
+            ),
+            caption=f"Of {max(own['n'] for own in found.values())} images. An upper bound, as with every attack.",
+        )
+    ]
 
 
 def _shown(claim: dict[str, Any]) -> str:
