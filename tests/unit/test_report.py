@@ -228,6 +228,25 @@ def test_table_has_a_row_a_budget_and_a_column_a_defence(evaluation: Path) -> No
     assert [share.correct for share in last if share] == [0, 352, 38]
 
 
+def test_an_image_that_is_right_in_some_draws_counts_in_part(tmp_path: Path) -> None:
+    write_run(tmp_path, kind="evaluate")
+    low, high = wilson_interval(3.25, 8)
+    part = {"n": 8, "correct": 3.25, "accuracy": 0.4062, "low": low, "high": high}
+    cells = [cell("none", "0", defence, 8, 8) for defence in ("bare", "purified")]
+    cells.append({"attack": "gray-box", "radius": "8/255", "defence": "purified"} | part)
+    write_claim(tmp_path, cells=cells, worst_case={"radius": "8/255"} | part, per_class=None, images=8)
+    write_examples(tmp_path)
+    text = " ".join(read(tmp_path).text.split())
+    assert "3.25 of 8" in text and "3.25/8" in text and "8 of 8" in text
+
+
+def test_a_command_is_whole_and_its_options_are_not_torn(evaluation: Path) -> None:
+    page = read(evaluation)
+    assert "robustmim evaluate --out runs/x" in page.text
+    assert {"class": "option"} in page.all("span")
+    assert '<span class="option">--out runs/x</span>' in (evaluation / "report.html").read_text()
+
+
 def test_bare_classifier_has_no_purified_numbers(tmp_path: Path) -> None:
     write_run(tmp_path, kind="evaluate")
     write_claim(tmp_path, purified=False, per_class=None)
@@ -263,6 +282,14 @@ def test_training_shows_loss_and_last_evaluation(tmp_path: Path) -> None:
     text = " ".join(page.text.split())
     assert "40 of 40" in text and "79.0 %" in text and "1.4 ×" in text
     assert any("Loss over the epochs" in (chart.get("aria-label") or "") for chart in page.all("svg"))
+
+
+def test_a_single_step_makes_no_chart(tmp_path: Path) -> None:
+    write_run(tmp_path, kind="train", status="running")
+    write_log(tmp_path, rows=2)
+    page = read(tmp_path)
+    assert "2 of 2" in page.text
+    assert page.all("svg") == []
 
 
 @pytest.mark.parametrize("kind", ["evaluate", "train", "pretrain", "purify"])

@@ -186,7 +186,7 @@ def _accuracy(claim: dict[str, Any]) -> list[Section]:
             corner="ε",
             columns=tuple(label for label, _ in columns),
             rows=rows,
-            lead="Accuracy, its 95 % Wilson interval in percent, and the images behind it.",
+            lead="Accuracy, its 95 % Wilson interval in percent, and the images behind it; one that is right in some draws counts in part.",
         ),
     ]
 

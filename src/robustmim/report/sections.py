@@ -12,12 +12,15 @@ Level = Literal["red", "amber", "green"]
 
 @dataclass(frozen=True)
 class Share:
-    """An accuracy with its 95 % interval, all in [0, 1], and the counts behind it."""
+    """An accuracy with its 95 % interval, all in [0, 1], and the counts behind it.
+
+    Of a random defence, an image counts with the share of the draws in which it is right, so `correct` may be a fraction.
+    """
 
     accuracy: float
     low: float
     high: float
-    correct: int
+    correct: float
     n: int
 
 

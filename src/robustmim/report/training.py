@@ -41,8 +41,8 @@ def _sections(rows: list[dict[str, Any]]) -> list[Section]:
         sections.append(Facts("The last evaluation", tuple((_title(n), t) for n, t in found), lead=lead, tiles=True))
         sections += _evaluations(evaluations)
     # The first row is the loss before any step: it would squeeze everything else.
-    shown = [row for row in training if row["step"] > 1] or training
-    if shown:
+    shown = [row for row in training if row["step"] > 1]
+    if len(shown) > 1:  # a single point is told above
         plots = [
             _plot("Loss", [("Loss", "loss")], shown),
             _plot("Learning rate", [("Learning rate", "learning_rate")], shown),
