@@ -25,7 +25,7 @@ _OVERSHOOT = 1.05  # a departure: aimed at the boundary itself, iterates approac
 _SMALLEST_STEP = 1e-2  # α_K / α_0
 _SMALLEST_CHANGE = 1e-3  # γ_K
 _CLEAR = 1e-4
-"""Share of the logits' range by which a wrong one must lead: on the boundary itself another batch's rounding decides."""
+"""Share of the logits' range at the image by which a wrong one must lead: at the boundary another batch's rounding decides."""
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 
 
@@ -86,7 +86,7 @@ class FastMinimumNorm:
         "samples"; its value is the distance found so far.
         """
         closest = Closest(x.clone(), torch.full((len(x),), torch.inf, device=x.device))
-        radius = torch.zeros_like(closest.distance)
+        radius, lead = torch.zeros_like(closest.distance), torch.zeros_like(closest.distance)
         ever = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         shift, places = torch.zeros_like(x), torch.arange(len(x), device=x.device)
         stops = self.drop and target.drop and math.isfinite(ball.eps)
@@ -95,7 +95,9 @@ class FastMinimumNorm:
             slope = part.gradient(now, labels, margin, step, progress=step / (self.steps + 1))
             wrong, distance = slope.missed >= 0.5, ball.distance(now, center)
             sure = adversarial(part, now, labels, slope, step)
-            sure &= slope.value > _CLEAR * (slope.logits.amax(1) - slope.logits.amin(1))
+            if step == 0:
+                lead = _CLEAR * (slope.logits.amax(1) - slope.logits.amin(1))
+            sure &= slope.value > lead[places]
             closest.offer(places[sure], now[sure], distance[sure])
             if callback is not None:
                 told = {"step": step, "x": now, "value": closest.distance[places], "gradient": slope.ascent}
