@@ -1,4 +1,4 @@
-"""Write docs/results.md from the committed result files.
+"""Write docs/results.md, its frontier chart and the README's table from the committed result files.
 
 python tools/results_page.py            writes it
 python tools/results_page.py --check    exits with 1 if it is not what the files say
@@ -13,6 +13,7 @@ from pathlib import Path
 from pages.costs import speeds
 from pages.detections import detections
 from pages.evaluations import certificate, table
+from pages.frontier import PICTURE, frontier, picture, points
 from pages.mimir import chain
 from pages.purifiers import purifier_table
 from pages.studies import few_steps, scales, seeing
@@ -52,6 +53,7 @@ def page() -> str:
         HEAD
         + "\n\n".join([meaning.strip(), body, *watching])
         + "\n\n"
+        + frontier(points())
         + purifier_table()
         + chain()
         + "\n"
@@ -72,11 +74,16 @@ def readme() -> str:
 
 def main() -> None:
     if "--check" in sys.argv:
-        same = PAGE.read_text() == page() and README.read_text() == readme()
-        sys.exit(0 if same else "the tables are not what results/ says; run python tools/results_page.py")
+        made = {PAGE: page(), README: readme(), PICTURE: picture(points())}
+        sys.exit(
+            0
+            if all(path.exists() and path.read_text() == text for path, text in made.items())
+            else "the tables are not what results/ says; run python tools/results_page.py"
+        )
     PAGE.write_text(page())
     README.write_text(readme())
-    print(PAGE, README)
+    PICTURE.write_text(picture(points()))
+    print(PAGE, README, PICTURE)
 
 
 if __name__ == "__main__":

@@ -406,6 +406,25 @@ def test_steps_are_marked_at_whole_numbers_only() -> None:
     assert ">3<" in svg and not re.search(r'text-anchor="middle">\d+\.', svg)
 
 
+def test_points_alone_are_not_joined_stand_where_they_are_and_have_names() -> None:
+    """Whiskers of curves dodge each other; those of points do not, and a name goes left where another stands on the right."""
+    points = Line(
+        "points", "blue", (0.5, 0.52, 0.9), (0.2, 0.2, 0.6), (0.1,) * 3, (0.7,) * 3, joined=False, names=("1", "2", "3")
+    )
+    other = Line("asked for", "neutral", (0.5,), (0.9,), joined=False)
+    drawn = draw(LinePlot("y", "x", (points, other), "d", unit="percent"), 440)
+    assert 'class="line' not in drawn
+    markers = [float(x) for x in re.findall(r'<path d="M([\d.]+) [^"]*" class="marker', drawn)]
+    whiskers = [float(x) for x in re.findall(r'<path d="M([\d.]+) [^"]*" class="whisker', drawn)]
+    assert [x + 4.2 for x in markers[:3]] == pytest.approx(whiskers, abs=0.11)
+    assert markers[3] + 3.6 == pytest.approx(whiskers[0], abs=0.11)
+    names = {
+        n: float(x) - w
+        for (x, n), w in zip(re.findall(r'<text x="([\d.]+)"[^>]*>([123])<', drawn), whiskers, strict=True)
+    }
+    assert names["1"] < 0 < min(names["2"], names["3"])
+
+
 def test_chart_texts_are_escaped() -> None:
     svg = draw(BarPlot("t", ("<a>",), (Bars('"b"', "blue", (0.5,)),), '<"'), 340)
     assert "<a>" not in svg and 'aria-label="&lt;&quot;"' in svg

@@ -23,7 +23,16 @@ DODGE = 7.0  # pixels between whiskers at the same place
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; `low` and `high` are the ends of its whiskers."""
+    """A curve, or points alone.
+
+    Args:
+        label: what the legend calls it.
+        tone: its colour, marker and dash.
+        x, y: its points.
+        low, high: ends of the points' whiskers.
+        joined: by a line; the whiskers of points alone stand where the points are.
+        names: a short text beside each point.
+    """
 
     label: str
     tone: Tone
@@ -31,6 +40,8 @@ class Line:
     y: tuple[float, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    joined: bool = True
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,10 @@ def legend(plot: LinePlot | BarPlot) -> list[tuple[str, str]]:
     """Return (swatch as SVG, label) for each thing in a chart."""
     if isinstance(plot, LinePlot):
         return [
-            (_swatch(_path([(1, 7), (27, 7)], line.tone) + _marker(14, 7, line.tone)), line.label)
+            (
+                _swatch((_path([(1, 7), (27, 7)], line.tone) if line.joined else "") + _marker(14, 7, line.tone)),
+                line.label,
+            )
             for line in plot.lines
         ]
     entries = [
@@ -132,7 +146,7 @@ def _draw_lines(plot: LinePlot, width: int) -> str:
     )
     x_ticks = plot.x_ticks or tuple(zip(round_places, _tick_texts(round_places, alike=True), strict=True))
     first, last = min([*places, *(x for x, _ in x_ticks)]), max([*places, *(x for x, _ in x_ticks)])
-    whiskered = [line for line in plot.lines if line.low is not None]
+    whiskered = [line for line in plot.lines if line.low is not None and line.joined]
     inner = width - left - right
     margin = len(whiskered) * DODGE  # room for whiskers that stand beside the first and the last place
 
@@ -161,6 +175,7 @@ def _draw_lines(plot: LinePlot, width: int) -> str:
     parts.append(
         f'<text x="{left + inner / 2:.1f}" y="{height - 6}" text-anchor="middle" class="name">{escape(plot.x_label)}</text>'
     )
+    named = [(across(x), up(y)) for line in plot.lines if line.names for x, y in zip(line.x, line.y, strict=True)]
     for line in plot.lines:
         shift = (whiskered.index(line) - (len(whiskered) - 1) / 2) * DODGE if line in whiskered else 0.0
         points = [(across(x) + shift, up(y)) for x, y in zip(line.x, line.y, strict=True)]
@@ -168,8 +183,16 @@ def _draw_lines(plot: LinePlot, width: int) -> str:
             for (x, _), low, high in zip(points, line.low, line.high, strict=True):
                 bar = f"M{x:.1f} {up(low):.1f}V{up(high):.1f}M{x - 3.5:.1f} {up(low):.1f}h7M{x - 3.5:.1f} {up(high):.1f}h7"
                 parts.append(f'<path d="{bar}" class="whisker {line.tone}"/>')
-        parts.append(_path(points, line.tone))
-        if len(points) <= 30:
+        if line.joined:
+            parts.append(_path(points, line.tone))
+        for name, (x, y) in zip(line.names or (), points, strict=line.names is not None):
+            # On the left where another named point is close on the right.
+            close = any(0 < other - x < 4 * LETTER and abs(level - y) < 13 for other, level in named)
+            where = (
+                f'x="{x - 7:.1f}" y="{y + 4:.1f}" text-anchor="end"' if close else f'x="{x + 7:.1f}" y="{y + 4:.1f}"'
+            )
+            parts.append(f"<text {where}>{escape(name)}</text>")
+        if len(points) <= 30 or not line.joined:
             for place, (x, y) in enumerate(points):
                 parts.append(_marker(x, y, line.tone, title=_tooltip(plot, line, place)))
     return _svg(width, height, plot.description, parts)
