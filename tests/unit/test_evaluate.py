@@ -434,7 +434,7 @@ def test_one_search_for_the_nearest_tells_accuracy_at_every_budget(tmp_path):
     assert found["radius"] == "14/255"
     assert found["n"] == len(source)
     # Halves of a known gap meet where each has moved by half of it.
-    exact = (source.gap / 2)[source.gap / 2 < 13.5 / 255].tolist()
+    exact = (source.gap / 2)[source.gap / 2 < 14 / 255].tolist()
     assert found["distances"] == pytest.approx(exact, rel=0.02)
     assert found["distances"] == sorted(found["distances"])
     section = next(one for one in _suite(content) if "nearest" in one.title)
