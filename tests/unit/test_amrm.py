@@ -217,6 +217,11 @@ class TestDefended:
         assert torch.equal(defended(x, drawn), logits)
         assert not torch.equal(defended(x, keys(1, "purify", content_ids(x))), logits)
 
+    @pytest.mark.parametrize(("bad", "says"), [(x * 255, "divide by 255"), (x.double(), r"take x.float\(\)")])
+    def test_what_is_no_image_is_refused(self, bad, says):
+        with pytest.raises(InputError, match=says):
+            Defended(AMRMPure(tiny_conv(), FEW), self.classifier)(bad)
+
     def test_gradient_passes_as_if_the_purifier_were_the_identity(self):
         purifier = AMRMPure(tiny_conv(), FEW)
         defended = Defended(purifier, self.classifier)

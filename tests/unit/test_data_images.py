@@ -176,3 +176,17 @@ def test_images_pass_the_check() -> None:
 def test_what_is_no_image(x: torch.Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_images(x, name="photos")
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 3, 2, 2), np.float32), [0.5], None])
+def test_what_is_no_tensor(x: object) -> None:
+    with pytest.raises(InputError, match=rf"photos: a {type(x).__name__} where a tensor is asked for"):
+        check_images(x, name="photos")  # type: ignore[arg-type]
+
+
+def test_double_precision_only_where_the_network_has_it() -> None:
+    x, network = torch.rand(1, 3, 4, 4, dtype=torch.float64), torch.nn.Conv2d(3, 3, 1)
+    with pytest.raises(InputError, match=r"the type is torch.float64 .* torch.float32; take x.float\(\)"):
+        check_images(x, network=network)
+    check_images(x.float(), network=network)
+    check_images(x, network=network.double())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustmim.errors import InputError
 
@@ -197,20 +197,26 @@ def _is_image(path: Path, found: Path) -> bool:
     return not hidden and path.suffix.lower() in SUFFIXES and there
 
 
-def check_images(x: Tensor, *, name: str = "images") -> None:
+def check_images(x: Tensor, *, name: str = "images", network: object = None) -> None:
     """Check that a tensor holds images: float `[B, 3, H, W]` in [0, 1].
 
     Args:
         x: the tensor.
         name: what the message calls it.
+        network: what will see the images: they must not be of double precision where its weights are not.
 
     Raises:
         InputError: a wrong type, shape or range, or values that are not finite; the message says how to mend it.
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name}: a {type(x).__name__} where a tensor is asked for; torch.as_tensor(x) makes one")
     if x.dtype == torch.uint8:
         raise InputError(f"{name}: bytes (uint8) where floats in [0, 1] are asked for; divide by 255: x.float() / 255")
     if not x.is_floating_point():
         raise InputError(f"{name}: the type is {x.dtype} where floats in [0, 1] are asked for")
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if weight is not None and x.dtype == torch.float64 != weight.dtype:
+        raise InputError(f"{name}: the type is {x.dtype} where the network computes in {weight.dtype}; take x.float()")
     shape = " × ".join(str(side) for side in x.shape)
     if x.ndim != 4:
         hint = "; add the batch: x[None]" if x.ndim == 3 else ""

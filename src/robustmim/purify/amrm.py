@@ -165,7 +165,7 @@ class AMRMPure:
         size = len(x)
         if size == 0:
             return x
-        check_images(x)
+        check_images(x, network=self.model)
         # Gradients are taken here whatever the caller's mode; tensors made in inference mode must be copied for that.
         with torch.inference_mode(False), torch.no_grad():
             return self._descend(*padded_batch(x.detach().clone(), keys), size, callback)[:size]
@@ -191,7 +191,7 @@ class AMRMPure:
         Raises:
             InputError: images out of range, not finite, or of a size the model does not take.
         """
-        check_images(x)
+        check_images(x, network=self.model)
         size = len(x)
         steps = self.config.steps if gradient.steps is None else gradient.steps
         config = replace(self.config, steps=steps, radius=Radius(self.config.radius * gradient.ball_scale))

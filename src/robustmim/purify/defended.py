@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustmim.config import GradientConfig
+from robustmim.data.images import check_images
 from robustmim.errors import RecipeError
 from robustmim.purify.replacement import Replacement, make_replacement
 from robustmim.purify.traits import DifferentiablePurifier, Purifier
@@ -59,8 +60,14 @@ class Defended(nn.Module):
             x: the images.
             drawn: keys of the purifier's draws, one per sample.
             progress: of an attack in [0, 1]; anneals the gradient's temperature.
+
+        Raises:
+            InputError: what is no batch of images in [0, 1], or of a size that the purifier does not take.
         """
-        drawn = keys(self.seed, "purify", content_ids(x)) if drawn is None else drawn
+        if drawn is None:
+            if len(x):
+                check_images(x)
+            drawn = keys(self.seed, "purify", content_ids(x))
         if self.gradient.mode == "identity":
             purified = self.purifier(x.detach(), keys=drawn)
             return self.classifier(x + (purified - x).detach())
