@@ -205,6 +205,12 @@ def test_no_steps_is_a_mistake():
         AMRMPure(tiny_conv(), variants(steps=0))
 
 
+@pytest.mark.parametrize("change", [{"mask_ratio": 0.0}, {"mask_ratio": 1.0}, {"mask_average": 0}])
+def test_masks_that_there_are_not_are_refused_before_any_image_comes(change):
+    with pytest.raises(RecipeError, match="mask"):
+        AMRMPure(tiny_conv(), variants(**change))
+
+
 class TestDefended:
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
 

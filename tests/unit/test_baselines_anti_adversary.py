@@ -40,6 +40,10 @@ def test_the_answer_stays_and_becomes_surer_and_a_sample_is_the_same_alone():
     assert (after.amax(1) > before.amax(1)).all()
     assert torch.equal(purifier(X[1:2], keys=KEYS[1:2]), purified[1:2])
     assert not purifier.traits.randomised
+    states = []
+    purifier(X, keys=KEYS, callback=states.append)  # three samples, padded to four
+    assert [state["step"] for state in states] == [0, 1]
+    assert all(len(state[name]) == 3 for state in states for name in ("x", "value", "gradient", "center"))
 
 
 @pytest.mark.parametrize("mode", ["tanh", "rational", "straight-through"])

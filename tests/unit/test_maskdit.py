@@ -382,6 +382,8 @@ def test_saved_loaded_and_made_into_either_purifier(tmp_path):
     assert "descending" in describe(recipe)
     with pytest.raises(CheckpointError, match="no diffusion model"):
         make_purifier(PurifyRecipe(masked_model="masked-conv-cifar10", diffusion=DiffusionConfig()))
+    with pytest.raises(RecipeError, match="leave one of them out"):
+        make_purifier(dataclasses.replace(recipe, diffusion=DiffusionConfig(), reconstruction=ReconstructionConfig()))
 
 
 def test_nothing_hidden_has_no_hidden_error():

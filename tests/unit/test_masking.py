@@ -161,6 +161,19 @@ def test_split_ids_and_enlarge():
     assert torch.equal(large[:, 0, ::2, 1::2], mask)
 
 
+def test_masks_that_hide_different_numbers_are_no_batch():
+    mask = torch.zeros(2, 2, 2, dtype=torch.bool)
+    mask[0, 0, 0] = mask[1, 0, 0] = mask[1, 1, 1] = True
+    with pytest.raises(InputError, match="same number of patches in each sample, but these from 1 to 2"):
+        split_ids(mask)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.0}, {"ratio": 1.0}, {"average": 0}])
+def test_a_schedule_without_masks_is_refused_when_it_is_made(options):
+    with pytest.raises(RecipeError, match="mask"):
+        MaskSchedule(**options)
+
+
 def test_a_mask_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"\[B, 4, 4\]"):
         check_mask(torch.zeros(1, 3, 4, dtype=torch.bool), (4, 4))

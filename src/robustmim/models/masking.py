@@ -29,7 +29,9 @@ def hidden_count(cells: int, ratio: float) -> int:
     if not 0 < ratio < 1:
         raise RecipeError(f"a mask ratio lies between 0 and 1 (both excluded), but this one is {ratio}")
     if cells < 2:
-        raise RecipeError("a mask needs at least two patches, but the image holds one: take a larger image or a smaller patch")
+        raise RecipeError(
+            "a mask needs at least two patches, but the image holds one: take a larger image or a smaller patch"
+        )
     return min(max(round(ratio * cells), 1), cells - 1)
 
 
@@ -122,7 +124,7 @@ class MaskSchedule:
         scales: how many times coarser than the model's own cells those of a mask are, mask after mask, in turns (ours).
 
     Raises:
-        RecipeError: no scales, or one below one.
+        RecipeError: a ratio outside (0, 1), no mask to average, no scales, or one below one.
     """
 
     ratio: float = 0.25
@@ -132,6 +134,9 @@ class MaskSchedule:
 
     def __post_init__(self) -> None:
         check_scales(self.scales)
+        hidden_count(2, self.ratio)  # refuses a ratio that no grid can have
+        if self.average < 1:
+            raise RecipeError(f"mask_average is the number of masks of an iteration, at least 1, not {self.average}")
 
     def masks(self, keys: Keys, grid: tuple[int, int], step: int) -> list[Mask]:
         """Return the K masks of an iteration: a pure function of (keys, step)."""
@@ -178,10 +183,13 @@ def check_mask(mask: Tensor, grid: tuple[int, int]) -> None:
 def split_ids(mask: Mask) -> tuple[Tensor, Tensor]:
     """Return the indices of visible and of hidden cells, `[B, visible]` and `[B, hidden]`, each in reading order.
 
-    The number hidden is taken from the first sample; masks must hide the same number in each (see `hidden_count`).
+    Raises:
+        InputError: masks that do not hide the same number in each sample, which sequences of one length cannot hold.
     """
     flat = mask.flatten(1)
-    hidden = int(flat[0].sum())
+    hidden, most = torch.stack(flat.sum(1).aminmax()).tolist()
+    if hidden != most:
+        raise InputError(f"masks hide the same number of patches in each sample, but these from {hidden} to {most}")
     order = flat.to(torch.uint8).argsort(dim=1, stable=True)
     return order[:, : flat.shape[1] - hidden], order[:, flat.shape[1] - hidden :]
 

@@ -46,7 +46,7 @@ def mask_schedule(config: AMRMConfig) -> MaskSchedule:
     """Return which masks each iteration sees (A4 to A6).
 
     Raises:
-        RecipeError: no scales, or one below one.
+        RecipeError: a ratio, a number or scales that no masks have.
     """
     return MaskSchedule(
         ratio=config.mask_ratio, scheme=config.masks, average=config.mask_average, scales=config.mask_scales
@@ -112,6 +112,17 @@ def padded_batch(x: Tensor, keys: Keys) -> tuple[Tensor, Keys]:
     )
 
 
+def for_samples(callback: Callback | None, size: int) -> Callback | None:
+    """Return a callback that is told of the first `size` samples alone: of those given, not of what pads their batch."""
+    if callback is None:
+        return None
+
+    def tell(state: dict[str, Any]) -> None:
+        callback({name: value[:size] if isinstance(value, Tensor) else value for name, value in state.items()})
+
+    return tell
+
+
 @register("purifier", "amrm")
 class AMRMPure:
     """Purify by sign-gradient descent of a masked model's loss.
@@ -121,13 +132,13 @@ class AMRMPure:
         config: the algorithm's switches.
 
     Raises:
-        RecipeError: a number of steps below one, or scales of masks that are none.
+        RecipeError: a number of steps below one, or masks that no grid can have: their ratio, number or scales.
     """
 
     def __init__(self, model: MaskedModel, config: AMRMConfig = AMRMConfig()) -> None:
         if config.steps < 1:
             raise RecipeError(f"purification takes at least one step, not {config.steps}")
-        mask_schedule(config)  # refuses scales that no grid can have
+        mask_schedule(config)  # refuses masks that no grid can have
         if isinstance(model, nn.Module):
             freeze(model)
         self.model, self.config = model, config
@@ -222,10 +233,6 @@ class AMRMPure:
         noise = self._noise(x, keys)
         start = None if noise is None else ball.project(x + noise, x)
 
-        def unpadded(state: dict[str, Any]) -> None:
-            assert callback is not None
-            callback({name: v[:size] if isinstance(v, Tensor) else v for name, v in state.items()})
-
         return projected_descent(
             ReconstructionObjective(self.model, config, keys, self.model.grid(*x.shape[-2:])),
             x,
@@ -236,5 +243,5 @@ class AMRMPure:
             momentum=config.momentum,
             start=start,
             output=config.output,
-            callback=unpadded if callback else None,
+            callback=for_samples(callback, size),
         ).output

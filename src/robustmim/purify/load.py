@@ -77,13 +77,15 @@ def make_purifier(
         classifier: the one that it will defend, for purifiers that ask it (COUP, SOAP).
 
     Raises:
-        RecipeError: a recipe without a model, or a baseline with mistakes.
+        RecipeError: a recipe without a model or of two purifiers, or a baseline with mistakes.
         CheckpointError: the masked model is not there, damaged, or none; or diffusion is asked of a model that has none.
     """
     if recipe.baseline is not None:
         return make_baseline(recipe.baseline, device=device, classifier=classifier)
     if not recipe.masked_model:
         raise RecipeError("a purifier needs a masked model: set masked_model to a name of the zoo or to a run's folder")
+    if recipe.diffusion is not None and recipe.reconstruction is not None:
+        raise RecipeError("diffusion and reconstruction are two purifiers: leave one of them out")
     if recipe.diffusion is not None:
         denoiser = load_model(recipe.masked_model, device=device)
         if not isinstance(denoiser, Denoiser):

@@ -23,7 +23,7 @@ from robustmim.descent import projected_descent
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.models.folded import folded
-from robustmim.purify.amrm import padded_batch
+from robustmim.purify.amrm import for_samples, padded_batch
 from robustmim.purify.traits import Callback, Traits
 from robustmim.registry import register
 from robustmim.rng import Keys
@@ -108,7 +108,7 @@ class AntiAdversary:
                 steps=self.steps,
                 step_size=lambda step: self.step_size,
                 maximise=False,
-                callback=callback,
+                callback=for_samples(callback, size),
             ).last[:size]
 
     def differentiable(self, x: Images, *, keys: Keys, gradient: GradientConfig, progress: float = 0.0) -> Images:

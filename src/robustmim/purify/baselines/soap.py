@@ -22,7 +22,7 @@ from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.models.masked import MaskedModel, RandomisedModel, freeze
 from robustmim.models.masking import hidden_count
-from robustmim.purify.amrm import ReconstructionObjective, padded_batch
+from robustmim.purify.amrm import ReconstructionObjective, for_samples, padded_batch
 from robustmim.purify.traits import Callback, Traits
 from robustmim.registry import register
 from robustmim.rng import Keys
@@ -214,8 +214,7 @@ class Soap:
 
             def tell(state: dict[str, Any], number: int = number) -> None:
                 assert callback is not None
-                own = {name: v[:size] if isinstance(v, Tensor) else v for name, v in state.items()}
-                callback(own | {"step": (number - 1) * self.steps + state["step"]})
+                callback(state | {"step": (number - 1) * self.steps + state["step"]})
 
             found = projected_descent(
                 objective,
@@ -224,7 +223,7 @@ class Soap:
                 steps=self.steps,
                 step_size=lambda step: self.step_size,
                 maximise=False,
-                callback=tell if callback else None,
+                callback=for_samples(tell if callback else None, size),
             ).last
             loss = objective(found, self.steps)
             lower = loss < least
