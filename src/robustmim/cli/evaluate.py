@@ -6,12 +6,19 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robustmim.cli.arguments import JobOptions
 from robustmim.config import AttackConfig, EvaluateRecipe, PurifyRecipe
 from robustmim.errors import RecipeError, suggest
 from robustmim.evaluate.table import cells, in_rising_order
 from robustmim.recipe import load_recipe, parse
+
+if TYPE_CHECKING:
+    import torch
+
+    from robustmim.data.sources import Source
+    from robustmim.evaluate.run import Evaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,25 +96,21 @@ def main(arguments: list[str]) -> int:
     return 4 if status(content["findings"]) == "red" else 0
 
 
-def measure(
-    recipe: EvaluateRecipe, purify: PurifyRecipe | None, options: EvaluateOptions, path: Path
-) -> tuple[int, dict | None]:
-    """Run one evaluation into a folder, or say what it would cost.
+def opened(
+    recipe: EvaluateRecipe, purify: PurifyRecipe | None, options: EvaluateOptions
+) -> tuple[Evaluator, Source, torch.device]:
+    """Return the defence with its attacks, the images, and where to compute; say which attacks were left out.
 
-    Returns:
-        The exit code and the claim; None for the claim where there is none: a dry run, a run that was stopped, or a
-        process that does not lead.
+    Raises:
+        RobustmimError: a classifier, purifier, data set or recipe that is not there, or that do not fit each other.
     """
-    from robustmim.cli.console import Progress, duration, output, say
+    from robustmim.cli.console import say
     from robustmim.cli.training import open_source
-    from robustmim.evaluate.claims import conclude
-    from robustmim.evaluate.run import REFERENCES, Evaluator, dealt, read_records, reference_images
+    from robustmim.evaluate.run import REFERENCES, Evaluator, reference_images
     from robustmim.models.adapters import check_classifier
     from robustmim.models.zoo import open_classifier
-    from robustmim.purify.load import describe, make_purifier
-    from robustmim.report.page import write_report
-    from robustmim.runs import RunFolder
-    from robustmim.train.distributed import choose_device, world
+    from robustmim.purify.load import make_purifier
+    from robustmim.train.distributed import choose_device
 
     device = choose_device(options.device)
     classifier = open_classifier(options.classifier, options.arch, device=device)
@@ -123,6 +126,27 @@ def measure(
     )
     for left_out, why in evaluator.left_out.items():
         say(f"left out: {left_out}: {why}")
+    return evaluator, source, device
+
+
+def measure(
+    recipe: EvaluateRecipe, purify: PurifyRecipe | None, options: EvaluateOptions, path: Path
+) -> tuple[int, dict | None]:
+    """Run one evaluation into a folder, or say what it would cost.
+
+    Returns:
+        The exit code and the claim; None for the claim where there is none: a dry run, a run that was stopped, or a
+        process that does not lead.
+    """
+    from robustmim.cli.console import Progress, duration, output, say
+    from robustmim.evaluate.claims import conclude
+    from robustmim.evaluate.run import dealt, read_records
+    from robustmim.purify.load import describe
+    from robustmim.report.page import write_report
+    from robustmim.runs import RunFolder
+    from robustmim.train.distributed import world
+
+    evaluator, source, device = opened(recipe, purify, options)
     if options.dry_run:
         from robustmim.evaluate.cost import estimate
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": "draw images from a diffusion model",
     "evaluate": "attack a classifier behind a purifier; verdict on fresh draws, with honesty checks",
     "curve": "accuracy over the budget, an attack's steps, its draws, or the purifier's steps",
+    "landscape": "the loss around images, along an attack's gradient and across it: is there a slope to follow?",
     "compare": "a paired test of two evaluations on the same images",
     "detect": "tell attacked images from clean ones, and measure how well that can be done",
     "corruptions": "accuracy of a classifier, bare and purified, under fog, noise, blur, …",
