@@ -71,8 +71,9 @@ def purifier_table() -> str:
         "",
         "The same short attacks on each. *Gray box*: PGD-20 on the bare classifier. *Gradient as published*: PGD-10 through the "
         "purifier, two draws a step, by the exact gradient of what is computed: AMRM-Pure's protocol with fewer steps and draws "
-        "(there 200 and 20); for a descent by signs that is the identity but for its clips. *Smooth gradient*: the same by tanh in "
-        "the place of a sign, or JPEG's rounding by a cubic; where nothing is flat it is the same gradient. *Worst case*: image by "
+        "(there 200 and 20); for a descent by signs that is the identity but for its clips, and JPEG's rounding, whose own is zero, is "
+        "passed straight through. *Smooth gradient*: the same by tanh in the place of a sign, by a cubic in that of JPEG's rounding; "
+        "where nothing is flat it is the same gradient. *Worst case*: image by "
         "image, the worst of the three. Short attacks compare purifiers; they are no verdict, which the suites above give. "
         "Generators and masked models are small ones of our own, trained for minutes: rows are methods on those, not the papers' "
         "numbers. *Passes*: of the network, forward + backward, for each image. `results/table.sh`",
