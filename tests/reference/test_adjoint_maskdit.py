@@ -121,6 +121,32 @@ def test_gradients_in_the_weights_of_maskdit_equal_the_full_graph(which, path):
         assert relative(torch.cat([slope.flatten() for slope in found.values()]), whole) < tolerance, product
 
 
+def test_truncated_gradients_in_the_weights_see_the_last_steps_alone():
+    """The iterate before them is taken as given; clips and identity pass it, and no weight."""
+    model = MaskedDenoiser(network(), CHOICES["own"])
+    purifier = AMRMPure(model, AMRM)
+    weights = tuple(weight.requires_grad_(True) for weight in model.parameters())
+    x, upstream = images(), DRAWN.fold("upstream").normal(3, 16, 16).double()
+    iterates = []
+    purifier(x, keys=DRAWN, callback=lambda state: iterates.append(state["x"]))
+
+    def slope(gradient):
+        purified = purifier.differentiable(x, keys=DRAWN, gradient=gradient, parameters=weights)
+        found = torch.autograd.grad((purified * upstream).sum(), weights, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in found])
+
+    last = iterates[-1].clone().requires_grad_(True)
+    mask = random_mask(DRAWN.fold("mask", STEPS - 1), (4, 4), 0.5)
+    with explicit_attention(model):
+        loss = model.drawn(DRAWN, draw=STEPS - 1, progress=1.0).reconstruct(last, mask).loss.sum()
+        (fall,) = torch.autograd.grad(loss, last, create_graph=True)
+        stepped = -LENGTH * torch.tanh(fall / fall.detach().abs().mean((1, 2, 3), keepdim=True))
+        found = torch.autograd.grad((stepped * upstream).sum(), weights, allow_unused=True, materialize_grads=True)
+    expected = torch.cat([part.flatten() for part in found])
+    assert relative(slope(GradientConfig(mode="tanh", product="hessian", last=1)), expected) < 1e-10
+    assert relative(slope(GradientConfig(mode="tanh", product="hessian")), expected) > 1e-2
+
+
 @pytest.mark.parametrize("solver", ["heun", "ancestral"])
 def test_diffusion_on_maskdit_equals_the_full_graph(solver):
     """Each step is computed again on the way back; here nothing is."""

@@ -173,6 +173,15 @@ def test_training_on_noise_alone_teaches_to_denoise():
     assert (found - images).square().mean() < 0.25 * (noised - images).square().mean()
 
 
+def test_where_nothing_is_hidden_the_pixels_are_the_images():
+    model = build("masked-model", "mae", image_size=16, width=16, depth=1, heads=2, decoder_width=16, decoder_heads=2)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros(2, 4, 4, dtype=torch.bool)
+    found = model.reconstruct(images, nothing, need_pixels=True, loss_over="all")
+    assert torch.equal(found.pixels, images)
+    assert found.loss.isfinite().all()
+
+
 def test_nothing_hidden_asks_for_all_patches():
     recipe = PretrainRecipe(model=ModelConfig(name="mae"), mask_ratios=(0.0,))
     model = build("masked-model", "mae", image_size=16, width=16, depth=1, heads=2)

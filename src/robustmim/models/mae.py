@@ -224,7 +224,7 @@ class MaskedAutoencoder(nn.Module):
         pixels = None
         if need_pixels:
             # A normalised target tells nothing of a patch's mean and deviation: they are taken from the goal.
-            drawn = (predicted * deviation + mean)[:, -hidden.shape[1] :]
+            drawn = (predicted * deviation + mean)[:, predicted.shape[1] - hidden.shape[1] :]
             filled = patches.scatter(1, hidden[..., None].expand_as(drawn), drawn)
             rendered = self.normalise.undo(unpatchify(filled, self.patch_size, self.grid(*x.shape[-2:])))
             pixels = torch.where(enlarge(mask, self.patch_size), rendered, x).clamp(0, 1)
