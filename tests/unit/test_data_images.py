@@ -181,7 +181,7 @@ def test_what_is_no_image(x: torch.Tensor, message: str) -> None:
 @pytest.mark.parametrize("x", [np.zeros((1, 3, 2, 2), np.float32), [0.5], None])
 def test_what_is_no_tensor(x: object) -> None:
     with pytest.raises(InputError, match=rf"photos: a {type(x).__name__} where a tensor is asked for"):
-        check_images(x, name="photos")  # type: ignore[arg-type]
+        check_images(x, name="photos")
 
 
 def test_double_precision_only_where_the_network_has_it() -> None:

@@ -197,11 +197,11 @@ def _is_image(path: Path, found: Path) -> bool:
     return not hidden and path.suffix.lower() in SUFFIXES and there
 
 
-def check_images(x: Tensor, *, name: str = "images", network: object = None) -> None:
-    """Check that a tensor holds images: float `[B, 3, H, W]` in [0, 1].
+def check_images(x: object, *, name: str = "images", network: object = None) -> None:
+    """Check that something is a tensor of images: float `[B, 3, H, W]` in [0, 1].
 
     Args:
-        x: the tensor.
+        x: anything.
         name: what the message calls it.
         network: what will see the images: they must not be of double precision where its weights are not.
 
