@@ -160,10 +160,11 @@ def frontier(known: list[Point]) -> str:
         "![Three charts of the worst case over the accuracy without an attack, one a budget](images/frontier.svg)",
         "",
         "Every evaluation that is more than a gray box and the identity, failures included; the worst case image by image over so many "
-        "attacks, on fresh draws by their mean, with its 95 % interval (by majority, and for an attacker who knows the draws, it is lower: see "
-        "the tables above). What no suite has judged (`results/holds-resnet56-still`) is not in it. Rows from `results/table` took three short attacks, and would fall further under a suite. "
-        "Squares: what was asked for, before the ResNet-56 half in the worst case at 2/255 and nine in ten without an attack, and before "
-        f"the adversarially trained classifier three points more than it has alone at 8/255, as many right without one. By the suites, {reached(known)}",
+        "attacks, on fresh draws by their mean, with its 95 % interval (by majority, and for an attacker who knows the draws, it is "
+        "lower: see the tables above). What no suite has judged (`results/holds-resnet56-still`) is not in it. Rows from "
+        "`results/table` took three short attacks, and would fall further under a suite. Squares: what was asked for, before the "
+        "ResNet-56 half in the worst case at 2/255 and nine in ten without an attack, and before the adversarially trained classifier "
+        f"three points more than it has alone at 8/255. By the suites, {reached(known)}",
         "",
         "| | ε | before | purifier | no attack | worst case | attacks | |",
         "|---" * 8 + "|",
