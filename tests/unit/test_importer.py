@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustmim.errors import CheckpointError, RecipeError
+from robustmim.errors import CheckpointError, InputError, RecipeError
 from robustmim.models.adapters import Normalised
 from robustmim.models.hugging_face import convert_hugging_face
 from robustmim.models.importer import load_classifier, load_into, load_mae, mae_family, official_target, read_state
 from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.normalise import HALF
+from robustmim.models.zoo import load_model, save_model
 from robustmim.registry import build
 
 BLOCK = {
@@ -263,6 +264,22 @@ def test_official_files_are_known_by_name(name: str, target: str, tmp_path: Path
     model = load_mae(tmp_path / name)
     assert model.target == target and not model.training
     assert equal(dict(model.state_dict()), state)
+
+
+def test_a_file_of_others_becomes_a_folder_that_recipes_can_name(tmp_path: Path) -> None:
+    torch.save({"model": official()}, tmp_path / "mae_pretrain_vit_base_full.pth")
+    model = load_mae(tmp_path / "mae_pretrain_vit_base_full.pth", statistics=((0.1, 0.2, 0.3), (0.123456, 0.2, 0.3)))
+    save_model(str(tmp_path / "mae"), model, model.config())
+    again = load_model(tmp_path / "mae", kind="masked-model")
+    assert again.config() == model.config()
+    x, mask = torch.rand(2, 3, 16, 16), torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[:, :2] = True
+    first, second = (net.reconstruct(x, mask) for net in (model, again))
+    assert torch.equal(first.loss, second.loss)
+    with pytest.raises(CheckpointError, match=r"full\.pth is a file.*masked autoencoder"):
+        load_model(tmp_path / "mae_pretrain_vit_base_full.pth")
+    with pytest.raises(InputError, match="cannot write to"):
+        save_model(tmp_path / "mae" / "config.json" / "below", model, model.config())
 
 
 def test_names_of_our_model_are_the_official_ones() -> None:

@@ -105,6 +105,18 @@ class MaskedAutoencoder(nn.Module):
         """Return what a classifier must share that is to take the encoder over; see `HasEncoder`."""
         return {"image_size": self.image_size, "patch_size": self.patch_size} | sizes_of(self.blocks, self.normalise)
 
+    def config(self) -> dict[str, Any]:
+        """Return what builds this model again: the config that `robustmim.save_model` keeps beside the weights."""
+        decoder = sizes_of(self.decoder_blocks, self.normalise)
+        options = self.encoder_sizes() | {
+            "channels": self.patch_embed.proj.in_channels,
+            "target": self.target,
+            # Unrounded, so that the model read back is this one to the bit.
+            "statistics": [part.flatten().tolist() for part in (self.normalise.mean, self.normalise.deviation)],
+        }
+        options |= {f"decoder_{key}": decoder[key] for key in ("width", "depth", "heads")}
+        return {"kind": "masked-model", "name": "mae", "options": options, "classes": []}
+
     def encode(
         self, patches: Float[Tensor, "batch patches pixels"], visible: Tensor, *, layer: int = 0
     ) -> tuple[Tokens, Tokens]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robustmim.config import ModelConfig
-from robustmim.errors import CheckpointError, suggest
+from robustmim.errors import CheckpointError, InputError, suggest
 from robustmim.models.diffusers_unet import is_diffusers, open_diffusers
 from robustmim.models.importer import load_into
 from robustmim.registry import build, builder, names
@@ -53,11 +53,13 @@ def find(name: str | Path) -> Path:
             return folder
     if Path(name).is_file():
         raise CheckpointError(
-            f"{name} is a file: for weights of someone else's, tell their architecture (--arch, `robustmim list "
-            "classifiers`); for a model of this package, name its folder"
+            f"{name} is a file, not a folder with a model: of a classifier, tell the architecture (--arch, `robustmim list "
+            'classifiers`); of a masked autoencoder, make a folder (docs/quickstart.md, "Someone else\'s checkpoint")'
         )
     if Path(name).is_dir():
         raise CheckpointError(f"{name} holds no config.json: it is no finished run and no saved model")
+    if len(Path(name).parts) > 1:
+        raise CheckpointError(f"there is no folder {name}; a training that ends writes its model there")
     raise CheckpointError(
         f"{name!r} is neither a folder with a model nor in the zoo. {suggest(str(name), zoo_names())} More models than the "
         "package holds are in the folder zoo of its repository: ROBUSTMIM_ZOO may point at a copy of it."
@@ -72,9 +74,24 @@ def saved_config(kind: str, model: ModelConfig, *, classes: tuple[str, ...] = ()
     return {"kind": kind, "name": model.name, "options": options, "classes": list(classes)}
 
 
-def save_model(folder: Path, model: nn.Module, config: dict[str, Any], *, half: bool = False) -> None:
-    """Write weights and config of a model; `half` stores floats in 16 bits."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_model(folder: Path | str, model: nn.Module, config: dict[str, Any], *, half: bool = False) -> None:
+    """Write weights and config of a model into a folder that `load_model` and recipes can name.
+
+    Args:
+        folder: made if needed.
+        model: whose parameters and buffers are kept.
+        config: what to build it from: {"kind": …, "name": …, "options": {…}, "classes": […]}. A masked autoencoder tells its
+            own: `model.config()`.
+        half: store floats in 16 bits; they are computed with in 32.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if half:
         tensors = {n: v.half() if v.dtype == torch.float32 else v for n, v in tensors.items()}
