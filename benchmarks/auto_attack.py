@@ -1,15 +1,16 @@
 """Our ensemble against AutoAttack standard (pyautoattack) in one run: verdict, images forward, processor seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/auto_attack.py [--record] [--images 100] [--only digits]
+    OMP_NUM_THREADS=1 python benchmarks/auto_attack.py [--record] [--images 200] [--only digits] [--norm linf]
 
-Classifiers: a small CNN trained adversarially here on scikit-learn's digits, and the zoo's fast-cnn-cifar10
-(ROBUSTMIM_DATA). `--record` writes the table to benchmarks/records/<date>-auto-attack/record.json, case by case.
+Classifiers: a small CNN trained adversarially here on scikit-learn's digits, and the zoo's fast-cnn-cifar10 and
+fast-cnn-adversarial-cifar10 (ROBUSTMIM_DATA). `--record` writes the table to benchmarks/records/<date>-auto-attack/record.json, case by case.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ ENSEMBLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 BUDGETS: dict[str, list[tuple[str, float]]] = {
     "digits": [("linf", 0.1), ("l2", 0.75), ("l1", 3.0)],
     "cifar10": [("linf", 0.5 / 255), ("linf", 1 / 255), ("l2", 0.1), ("l1", 1.5)],
+    "cifar10, adversarially trained": [("linf", 8 / 255)],
 }
 
 
@@ -68,9 +70,9 @@ def digits(n: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model.eval().requires_grad_(False), x[:n], y[:n]
 
 
-def cifar10(n: int) -> tuple[nn.Module, Tensor, Tensor]:
+def cifar10(n: int, name: str = "fast-cnn-cifar10") -> tuple[nn.Module, Tensor, Tensor]:
     source = build("data", "cifar10", split="test")
-    return load_model("fast-cnn-cifar10").requires_grad_(False), source.images[:n].float() / 255, source.labels[:n]
+    return load_model(name).requires_grad_(False), source.images[:n].float() / 255, source.labels[:n]
 
 
 def cascade(
@@ -125,17 +127,21 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", action="store_true", help="write the figures beside earlier records")
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--only", choices=list(BUDGETS))
+    parser.add_argument("--norm", choices=list(ENSEMBLES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(__file__).parent / "records" / f"{datetime.date.today()}-auto-attack"
     results: dict[str, Any] = {}
-    for name, load in (("digits", digits), ("cifar10", cifar10)):
+    robust = functools.partial(cifar10, name="fast-cnn-adversarial-cifar10")
+    for name, load in (("digits", digits), ("cifar10", cifar10), ("cifar10, adversarially trained", robust)):
         if arguments.only not in (None, name):
             continue
         model, x, y = load(arguments.images)
         for norm, eps in BUDGETS[name]:
+            if arguments.norm not in (None, norm):
+                continue
             ball = Ball(norm=norm, eps=eps)  # type: ignore[arg-type]
             case = results[f"{name}, {ball}"] = compare(model, x, y, ball)
             print(f"{name}, {ball}: " + json.dumps(case), flush=True)

@@ -28,6 +28,18 @@ case_of photographs-efficientnet-lite0 "evaluate imagenet-linf" efficientnet-lit
 case_of cifar10-fast-cnn-adversarial "evaluate standard" fast-cnn-adversarial-cifar10 none --checks.images 0 --attacks '[{name: PGD-50, options: {steps: 50, step_size: 0.1}}, {name: APGD-CE, attack: apgd-ce, options: {steps: 50}}, {name: APGD-T, attack: apgd-targeted, options: {steps: 20, targets: 3}}]'
 case_of gradient-modes-resnet56-masked-conv "evaluate gradient-modes" "$resnet56" recommended-cifar10
 case_of gradient-modes-fast-cnn-masked-conv "evaluate gradient-modes" fast-cnn-cifar10 recommended-cifar10
+# In front of MAEs half as many steps of each attack: their gradients cost several times as much.
+modes="[{name: transfer, attack: pgd, against: classifier, options: {steps: 20}}"
+for mode in "identity: identity" "exact: exact, clip: exact" "straight-through: straight-through" \
+  "tanh, exact clips: tanh, clip: exact" "normalised: normalised"; do
+  modes+=", {name: '${mode%%: *}', attack: pgd, options: {steps: 10}, eot: 2, gradient: {mode: ${mode#*: }}}"
+done
+case_of gradient-modes-fast-cnn-mae-patch4 "evaluate gradient-modes" fast-cnn-cifar10 amrm-mae-patch4-cifar10 --radii '[2/255]' --attacks "$modes]"
+case_of gradient-modes-resnet56-mae-patch4 "evaluate gradient-modes" "$resnet56" amrm-mae-patch4-cifar10 --radii '[2/255]' --attacks "$modes]"
+# Everything that a purifier must face.
+case_of adaptive-resnet56-masked-conv "evaluate adaptive-purifier" "$resnet56" recommended-cifar10 --radii '[4/255]'
+# The nearest adversarial image: accuracy at every budget from one run.
+case_of nearest-fast-cnn-adversarial "evaluate nearest" fast-cnn-adversarial-cifar10 none
 # A purifier that holds? Trained through the classifier, judged by the suite for smooth purifiers; and the classifier alone.
 # First, 50 minutes of a core each (what they logged is in training.jsonl): robustmim robustify masked-conv-one-pass-cifar10,
 # robustmim robustify masked-conv-one-pass-robust-cifar10.
