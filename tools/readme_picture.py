@@ -35,7 +35,7 @@ def picture_of(image: torch.Tensor) -> Image.Image:
 
 
 def main() -> None:
-    rows = [int(word) for word in sys.argv[1:]] or [1, 2, 4, 6]
+    rows = [int(word) for word in sys.argv[1:]] or [1, 4, 2, 6]
     with safe_open(ROOT / "demo" / "photographs" / "examples.safetensors", framework="pt") as file:
         about = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
