@@ -269,6 +269,11 @@ def test_the_command_measures_resumes_and_scores_files(tmp_path, capsys):
     capsys.readouterr()
     assert main([*FEW, "--images", str(tmp_path / "grey.png"), "--json"]) == 0
     assert '"attacked"' in capsys.readouterr().out
+    (tmp_path / "a-text.png").write_text("not an image")
+    assert main([*FEW, "--images", str(tmp_path / "*.png"), "--json"]) == 1
+    told = capsys.readouterr()
+    assert "not scored: " in told.err and "a-text.png: this is not an image" in " ".join(told.err.split())
+    assert "grey.png" in told.out
 
 
 @pytest.mark.parametrize(

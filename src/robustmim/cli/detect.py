@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from robustmim.cli.arguments import JobOptions
 from robustmim.config import DetectRecipe, PurifyRecipe
-from robustmim.errors import RecipeError
+from robustmim.errors import InputError, RecipeError
 from robustmim.recipe import load_recipe, parse
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def show(content: dict[str, Any]) -> None:
 def score_files(
     detector: Detector, calibration: Batch, recipe: DetectRecipe, options: DetectOptions, *, device: Any
 ) -> int:
-    """Score files of the user's; print one line for each."""
+    """Score files of the user's; print one line for each. One that cannot be read stops no other: it is listed, and 1 returned."""
     import torch
 
     from robustmim.analysis.detection import threshold_at
@@ -359,9 +359,13 @@ def score_files(
             for score in detector(calibration.images[part], keys(recipe.seed, "detect", calibration.ids[part]))
         ]
         threshold = threshold_at(clean, recipe.false_positive_rate)
-        rows = []
+        rows, bad = [], []
         for path in find_images([options.images or ""]):
-            x = fit_image(read_image(path), size)[None].to(device).float() / 255
+            try:
+                x = fit_image(read_image(path), size)[None].to(device).float() / 255
+            except InputError as error:
+                bad.append(str(error))
+                continue
             score = float(detector(x, keys(recipe.seed, "detect", content_ids(x))))
             rows.append({"file": str(path), "score": score, "attacked": score > threshold})
             say(f"{'attacked' if score > threshold else 'ordinary'}  {score:.4g}  {path}")
@@ -370,4 +374,6 @@ def score_files(
     )
     if options.json:
         output({"threshold": threshold, "images": rows})
-    return 0
+    for message in bad:
+        say(f"not scored: {message}")
+    return 1 if bad else 0

@@ -1,7 +1,7 @@
 """`robustmim COMMAND …`: find the command's file, run it, turn errors into sentences and exit codes.
 
-Exit codes: 0 fine, 1 failed, 2 bad arguments or recipe, 3 --fail-under not met, 5 environment unusable, 130 interrupted
-and resumable.
+Exit codes: 0 fine, 1 failed, 2 bad arguments or recipe, 3 --fail-under not met, 4 finished but an honesty check is
+red, 5 environment unusable, 130 interrupted and resumable.
 """
 
 from __future__ import annotations
