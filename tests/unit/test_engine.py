@@ -9,12 +9,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robustmim.config import AdversarialTrainingConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainRecipe
+from robustmim.config import (
+    AdversarialTrainingConfig,
+    DataConfig,
+    MaskedAttackConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainRecipe,
+)
 from robustmim.data.loader import Loader, Mixture
 from robustmim.data.sources import ResidentSource
 from robustmim.errors import CheckpointError, InputError, RecipeError
 from robustmim.models.fast_cnn import FastCNN
+from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.masked_conv import MaskedConvolution
+from robustmim.models.vit import Block
 from robustmim.runs import RunFolder, read_json, read_lines
 from robustmim.train.distributed import World
 from robustmim.train.engine import Diverged, fit
@@ -311,3 +321,37 @@ def test_a_run_folder_of_an_older_version_is_resumed_if_new_keys_have_their_defa
     (tmp_path / "run.json").write_text(json.dumps(about))
     with pytest.raises(RecipeError, match=r"run\.precision"):
         RunFolder(tmp_path, recipe={"train": replace(recipe, run=RunConfig(precision="bfloat16"))}, kind="train")
+
+
+def test_compiled_blocks_take_the_same_steps(tmp_path, unchecked, monkeypatch):
+    # What is captured, without the minutes that generating code for it takes.
+    monkeypatch.setattr(Block, "compile", lambda block: torch.nn.Module.compile(block, backend="aot_eager"))
+    objective = MaskedPretraining((0.5,), attack=MaskedAttackConfig())
+
+    def trained(folder, compile):
+        torch.manual_seed(0)
+        sizes = {"width": 16, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+        model = MaskedAutoencoder(image_size=16, patch_size=4, **sizes)
+        run = replace(RUN, epochs=1, compile=compile)
+        status = fit(
+            model,
+            objective,
+            batches(),
+            optimizer_config=OptimizerConfig(name="sgd", learning_rate=0.05),
+            run=run,
+            folder=RunFolder(folder, recipe={"run": run}, kind="pretrain"),
+            world=HERE,
+            evaluate=lambda model: {},
+        )
+        assert status == "finished"
+        return model.state_dict()
+
+    plain, compiled = trained(tmp_path / "plain", False), trained(tmp_path / "compiled", True)
+    assert list(plain) == list(compiled)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_there_is_nothing_to_compile_in_a_convolutional_network(tmp_path):
+    with pytest.raises(RecipeError, match=r"run\.compile is for transformers, and MaskedConvolution has no blocks"):
+        train(tmp_path, run=replace(RUN, compile=True))

@@ -141,6 +141,9 @@ class RunConfig:
     """Steps in a row that may be skipped because their gradient is not a number; after more, the run stops, all saved."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on CUDA where supported, else float32."""
+    compile: bool = False
+    """Compile the transformer's blocks (`torch.compile`, block by block): two minutes that a long run on a GPU, where small
+    kernels wait for their launch, may earn back. On a CPU it gains nothing (measured)."""
 
     def __post_init__(self) -> None:
         """Refuse a run of nothing."""

@@ -26,6 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from robustmim.config import OptimizerConfig, RunConfig
 from robustmim.data.loader import Batch, Batches
 from robustmim.errors import RecipeError, RobustmimError
+from robustmim.models.maskdit import ConditionedBlock
+from robustmim.models.vit import Block
 from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder
 from robustmim.train import checkpoint
@@ -120,6 +122,24 @@ def _autocast(precision: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Compile a model's transformer blocks in place; their parameters keep their names.
+
+    Block by block rather than as a whole: all blocks of a width share what is compiled, and what lies around them (masks,
+    draws, an attack's projections) stays as it is.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block | ConditionedBlock)]
+    if not blocks:
+        raise RecipeError(
+            f"run.compile is for transformers, and {type(model).__name__} has no blocks of one: set it to false"
+        )
+    for block in blocks:
+        block.compile()
+
+
 def _peak_memory(device: torch.device) -> float:
     """Return the most memory held so far, in MiB: by tensors on a GPU, by this process on a CPU."""
     if device.type == "cuda":
@@ -184,6 +204,8 @@ def fit(
         if isinstance(objective, KeepsState):
             objective.restore(kept)
         folder.forget_after(step)
+    if run.compile:
+        compile_blocks(model)
     forward: nn.Module = _Step(model, objective)
     if world.size > 1:
         forward = DistributedDataParallel(forward, broadcast_buffers=True)
