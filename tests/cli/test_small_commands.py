@@ -152,6 +152,7 @@ def test_a_classifier_that_does_not_fit_is_refused(tmp_path, capsys):
         (["evaluate", "cifar10-linf", "--batch_size", "0"], "batch_size is at least 1, not 0"),
         (["train", "fast-cnn-cifar10", "--run.batch_size", "0"], "batch_size is at least 1, not 0"),
         (["train", "fast-cnn-cifar10", "--run.epochs", "-1"], "epochs are above 0"),
+        (["train", "fast-cnn-cifar10", "--optimizer.learning_rate", "0"], "optimizer.learning_rate is above 0, not 0"),
     ],
 )
 def test_nothing_at_a_time_is_refused(words, says, capsys):
@@ -213,3 +214,7 @@ class TestSavedModels:
             load_model(tmp_path)
         with pytest.raises(CheckpointError, match=r"no config\.json"):
             load_model(tmp_path.parent)
+        with pytest.raises(CheckpointError, match=r"zzz.*robustmim list zoo"):
+            load_model("zzz")
+        with pytest.raises(CheckpointError, match="there is no folder runs/never-trained"):
+            load_model("runs/never-trained")

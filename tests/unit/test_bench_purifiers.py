@@ -169,4 +169,4 @@ def test_a_record_tells_what_was_left_out(tmp_path, monkeypatch):
     record = json.loads(path.read_text())
     assert record["results"].keys() == {"median"}
     assert record["results"]["median"]["plain"] == "the same"
-    assert "neither a folder with a model" in record["left_out"]["nim-cifar10"]
+    assert "there is no folder runs/" in record["left_out"]["nim-cifar10"]

@@ -118,6 +118,11 @@ class OptimizerConfig:
     final: float = 0.0
     """Rate at the end, as a fraction of the peak."""
 
+    def __post_init__(self) -> None:
+        """Refuse a rate that would climb or stand still."""
+        if not self.learning_rate > 0:
+            raise RecipeError(f"optimizer.learning_rate is above 0, not {self.learning_rate:g}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

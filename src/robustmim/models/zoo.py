@@ -60,8 +60,9 @@ def find(name: str | Path) -> Path:
         raise CheckpointError(f"{name} holds no config.json: it is no finished run and no saved model")
     if len(Path(name).parts) > 1:
         raise CheckpointError(f"there is no folder {name}; a training that ends writes its model there")
+    near = suggest(str(name), zoo_names(), listed=()) or "`robustmim list zoo` shows what is."
     raise CheckpointError(
-        f"{name!r} is neither a folder with a model nor in the zoo. {suggest(str(name), zoo_names())} More models than the "
+        f"{name!r} is neither a folder with a model nor in the zoo. {near} More models than the "
         "package holds are in the folder zoo of its repository: ROBUSTMIM_ZOO may point at a copy of it."
     )
 
