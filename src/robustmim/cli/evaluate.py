@@ -35,6 +35,8 @@ class EvaluateOptions(JobOptions):
     """Run only these attacks of the recipe, by name, separated by commas."""
     limit: int | None = None
     """Use only the first so many images."""
+    keep_images: bool = False
+    """Keep every adversarial image in the run's folder `adversarial`: a file for each attack and budget."""
     fail_under: float = 0.0
     """Exit with 3 when the worst case at the largest budget is lower than this fraction."""
 
@@ -140,6 +142,7 @@ def measure(
     """
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.evaluate.claims import conclude
+    from robustmim.evaluate.kept import FOLDER
     from robustmim.evaluate.run import dealt, read_records
     from robustmim.purify.load import describe
     from robustmim.report.page import write_report
@@ -170,6 +173,8 @@ def measure(
             harmless=("evaluate.batch_size",),
             leads=here.leads,
         )
+        if options.keep_images and not (path / FOLDER).exists() and list(path.glob("records*.jsonl")):
+            raise RecipeError(f"{path} holds records, but not their images; start over in another folder (--out)")
         here.wait()  # nobody writes into a folder that is refused
         before = signal.signal(signal.SIGINT, lambda number, frame: stop.update(asked=True))
         table = cells(evaluator.recipe, purified=purify is not None)
@@ -185,6 +190,7 @@ def measure(
                 device=here.device,
                 world=here,
                 max_seconds=float(options.max_time),
+                keep_images=options.keep_images,
                 report=progress.update if here.leads else lambda done, note: None,
                 stop=lambda: stop["asked"],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ def claim(
 ) -> dict[str, Any]:
     """Sum up the records: every accuracy with its interval, what must be said with it, and RobustBench's fields."""
     recipe, purified = evaluator.recipe, evaluator.purifier is not None
+    ids = sorted(records.get((NO_ATTACK, "0", "bare"), {}))
     costs = _costs(folder)
     table = []
     for cell in cells(recipe, purified=purified):
@@ -220,7 +222,9 @@ def claim(
         + (f", after the first {recipe.data.skip}" if recipe.data.skip else ""),
         "norm": recipe.norm,
         "seed": recipe.seed,
-        "images": len(records.get((NO_ATTACK, "0", "bare"), {})),
+        "images": len(ids),
+        # Which ones: two claims with the same digest are of the same samples.
+        "samples_sha256": hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest(),
         "draws": recipe.draws if evaluator.randomised else 1,
         "cells": table,
         "worst_case": worst[-1] if worst else None,

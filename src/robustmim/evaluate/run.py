@@ -26,6 +26,7 @@ from robustmim.data.sources import Source
 from robustmim.errors import InputError, RecipeError
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.journal import Journal, read_journal
+from robustmim.evaluate.kept import KeptImages
 from robustmim.evaluate.table import (
     Cell,
     Defence,
@@ -42,7 +43,7 @@ from robustmim.models.masked import freeze
 from robustmim.purify.defended import Defended
 from robustmim.purify.replacement import Replacement, make_replacement
 from robustmim.purify.traits import Purifier
-from robustmim.radius import radius_text
+from robustmim.radius import Radius, radius_text
 from robustmim.registry import build
 from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder, append_line
@@ -113,6 +114,7 @@ class Evaluator:
         self._imitations: dict[tuple[GradientConfig, float], Replacement] = {}
         self._chunks: dict[GradientConfig, Chunks] = {}
         self._interrupt: Callable[[], None] = _go_on
+        self._kept: KeptImages | None = None
         self.attacks: dict[str, Attack] = {}
         self.left_out: dict[str, str] = {}
         for attack in recipe.attacks:
@@ -314,7 +316,7 @@ class Evaluator:
                             fallen.setdefault(number, attack.name)
 
     def _face(
-        self, attack: AttackConfig, batch: Batch, radius: float, own: list[Cell], first: int, fallen: dict[int, str]
+        self, attack: AttackConfig, batch: Batch, radius: Radius, own: list[Cell], first: int, fallen: dict[int, str]
     ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any] | None]]:
         """Run one attack at one budget on those of a batch that must face it."""
         place = torch.arange(len(batch.ids)) + first
@@ -328,6 +330,8 @@ class Evaluator:
         found = part.images
         if len(part.ids):
             found, about, cost = self.attacked(attack, part, radius)
+            if self._kept is not None:
+                self._kept.keep(attack.name, radius, part, found)
             spent = {"attack": attack.name, "radius": radius_text(radius), "images": len(part.ids)}
             spent |= {"forward": cost.forward, "backward": cost.backward, "seconds": round(cost.seconds, 3)}
         for cell in own:
@@ -365,6 +369,7 @@ class Evaluator:
         device: torch.device,
         world: World | None = None,
         max_seconds: float = math.inf,
+        keep_images: bool = False,
         report: Callable[[int, str], None] = lambda done, note: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> bool:
@@ -380,6 +385,7 @@ class Evaluator:
             device: where to compute.
             world: this process among others; batches are dealt out in turn.
             max_seconds: wall-clock limit.
+            keep_images: whether adversarial images are kept too, see `robustmim.evaluate.kept`.
             report: told how many verdicts of this process are done, and how the last cell stands.
             stop: asked before each query of an attack and after each cell.
         """
@@ -398,6 +404,7 @@ class Evaluator:
         mine = set(dealt(source, self.recipe.batch_size, world))
         finished = sum(number in mine for records in known.values() for number in records)
         complete, self._interrupt = True, interrupt
+        self._kept = KeptImages(folder.path, self.recipe.norm) if keep_images else None
         try:
             for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
                 if place % world.size != world.rank:
@@ -423,6 +430,8 @@ class Evaluator:
             self._interrupt = _go_on
         complete = not world.any(not complete)
         if complete and world.leads:
+            if self._kept is not None:
+                self._kept.merge()
             known = read_records(folder.path)
             table = cells(self.recipe, purified=self.purifier is not None)
             journal.merge(known[cell.key][number] for cell in table for number in source.ids.tolist())
