@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from typing import TypeVar
 
 from jsonargparse.typing import register_type
+
+from robustmim.config import CertifyRecipe, CorruptionsRecipe, DetectRecipe, EvaluateRecipe, PurifyRecipe
+from robustmim.recipe import load_recipe
 
 
 class Duration(float):
@@ -39,3 +43,34 @@ class JobOptions:
     """Time two batches, print what the whole would cost, and stop."""
     json: bool = False
     """Print machine-readable JSON on stdout; people's text goes to stderr."""
+
+
+Measured = TypeVar("Measured", CertifyRecipe, CorruptionsRecipe, DetectRecipe, EvaluateRecipe)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DefenceOptions(JobOptions):
+    """Options of commands that measure a classifier behind a purifier."""
+
+    classifier: str = "fast-cnn-cifar10"
+    """Zoo name, folder of a trained classifier, or (with --arch) someone else's checkpoint."""
+    arch: str | None = None
+    """Architecture of someone else's checkpoint, such as resnet56; `robustmim list classifiers`."""
+    purifier: str = "recommended-cifar10"
+    """Purification recipe, by name or file; "none" measures the bare classifier."""
+    limit: int | None = None
+    """Use only the first so many images."""
+
+    def limited(self, recipe: Measured) -> Measured:
+        """Return the recipe on no more images than `limit`."""
+        if self.limit is None:
+            return recipe
+        return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=self.limit))
+
+    def purification(self) -> PurifyRecipe | None:
+        """Return the recipe of the purifier; None for none.
+
+        Raises:
+            RecipeError: there is no such recipe, or it has a mistake.
+        """
+        return None if self.purifier == "none" else load_recipe(PurifyRecipe, self.purifier)

@@ -9,23 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from robustmim.cli.arguments import JobOptions
-from robustmim.config import CertifyRecipe, PurifyRecipe
-from robustmim.recipe import load_recipe, parse
+from robustmim.cli.arguments import DefenceOptions
+from robustmim.config import CertifyRecipe
+from robustmim.recipe import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CertifyOptions(JobOptions):
+class CertifyOptions(DefenceOptions):
     """What is certified."""
 
-    classifier: str = "fast-cnn-cifar10"
-    """Zoo name, folder of a trained classifier, or (with --arch) someone else's checkpoint."""
-    arch: str | None = None
-    """Architecture of someone else's checkpoint, such as resnet56; `robustmim list classifiers`."""
     purifier: str = "reconstruction-cifar10"
     """Purification recipe that takes the noise away, by name or file; "none" smooths the bare classifier."""
-    limit: int | None = None
-    """Use only the first so many images."""
     empirical: str | None = None
     """Folder of an l2 evaluation of the same classifier and purifier: what attacks have left stands beside what is certified."""
 
@@ -55,9 +49,8 @@ def attacked(folder: Path, *, title: str, purifier: str | None, data: str) -> di
 def main(arguments: list[str]) -> int:
     """Run the command."""
     recipe, options, name = parse("certify", CertifyRecipe, CertifyOptions, arguments, default="cifar10-sigma-0.12")
-    if options.limit is not None:
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
-    purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
+    recipe = options.limited(recipe)
+    purify = options.purification()
 
     import torch
 

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustmim.cli.arguments import JobOptions
-from robustmim.config import CorruptionsRecipe, PurifyRecipe
+from robustmim.cli.arguments import DefenceOptions
+from robustmim.config import CorruptionsRecipe
 from robustmim.errors import RecipeError
-from robustmim.recipe import load_recipe, parse
+from robustmim.recipe import parse
 
 if TYPE_CHECKING:
     import torch
@@ -28,17 +28,8 @@ CLEAN = ("none", 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CorruptionOptions(JobOptions):
+class CorruptionOptions(DefenceOptions):
     """What is evaluated."""
-
-    classifier: str = "fast-cnn-cifar10"
-    """Zoo name, folder of a trained classifier, or (with --arch) someone else's checkpoint."""
-    arch: str | None = None
-    """Architecture of someone else's checkpoint, such as resnet56; `robustmim list classifiers`."""
-    purifier: str = "recommended-cifar10"
-    """Purification recipe, by name or file; "none" measures the bare classifier only."""
-    limit: int | None = None
-    """Use only the first so many images."""
 
 
 def chosen(recipe: CorruptionsRecipe) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -76,9 +67,8 @@ def main(arguments: list[str]) -> int:
     names, severities = chosen(recipe)
     # The choice is kept as it is meant, so that "1,3" and [1, 3] are the same run.
     recipe = dataclasses.replace(recipe, names=names, severities=severities)
-    if options.limit is not None:
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
-    purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
+    recipe = options.limited(recipe)
+    purify = options.purification()
 
     import torch
 

@@ -11,7 +11,7 @@ from robustmim.cli.evaluate import EvaluateOptions, default_folder, measure, pre
 from robustmim.config import EvaluateRecipe, PurifyRecipe
 from robustmim.errors import RecipeError
 from robustmim.radius import Radius
-from robustmim.recipe import load_recipe, parse
+from robustmim.recipe import parse
 
 Over = Literal["radius", "attack-steps", "eot", "purification-steps"]
 DEFAULTS: dict[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     recipe = prepared(recipe, options)
     if options.over == "attack-steps":
         recipe = with_steps(recipe)
-    purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
+    purify = options.purification()
     path = Path(options.out or default_folder(f"{name}-{options.over}", options, "curve"))
     values = DEFAULTS[options.over]
     if options.values is not None:

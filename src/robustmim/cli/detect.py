@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustmim.cli.arguments import JobOptions
+from robustmim.cli.arguments import DefenceOptions
 from robustmim.config import DetectRecipe, PurifyRecipe
 from robustmim.errors import InputError, RecipeError
 from robustmim.recipe import load_recipe, parse
@@ -24,13 +24,9 @@ CALIBRATION, CLEAN, GRAY_BOX, AWARE = "calibration", "clean", "gray-box", "aware
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DetectOptions(JobOptions):
+class DetectOptions(DefenceOptions):
     """What is looked at."""
 
-    classifier: str = "fast-cnn-cifar10"
-    """Zoo name, folder of a trained classifier, or (with --arch) someone else's checkpoint."""
-    arch: str | None = None
-    """Architecture of someone else's checkpoint, such as resnet56; `robustmim list classifiers`."""
     purifier: str = "recommended-cifar10"
     """Purification recipe whose masked model looks at the images, by name or file. The score disagreement takes any purifier
     that offers attackers a gradient."""
@@ -38,8 +34,6 @@ class DetectOptions(JobOptions):
     """Of the score attention: entropy of the maps, or their variation between the image and the purified one (AMV)."""
     images: str | None = None
     """Score these files (file, folder or glob) instead of measuring the detector; the threshold is calibrated as ever."""
-    limit: int | None = None
-    """Use only the first so many images."""
 
 
 def cells_of(recipe: DetectRecipe) -> list[tuple[str, str]]:
@@ -68,8 +62,7 @@ def score_of(recipe: DetectRecipe, options: DetectOptions) -> Score:
 def main(arguments: list[str]) -> int:
     """Run the command."""
     recipe, options, name = parse("detect", DetectRecipe, DetectOptions, arguments, default="detect-cifar10")
-    if options.limit is not None:
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
+    recipe = options.limited(recipe)
     score = score_of(recipe, options)
     purify = load_recipe(PurifyRecipe, options.purifier)
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustmim.cli.arguments import JobOptions
+from robustmim.cli.arguments import DefenceOptions
 from robustmim.config import AttackConfig, EvaluateRecipe, PurifyRecipe
 from robustmim.errors import RecipeError, suggest
 from robustmim.evaluate.table import cells, in_rising_order
-from robustmim.recipe import load_recipe, parse
+from robustmim.recipe import parse
 
 if TYPE_CHECKING:
     import torch
@@ -22,19 +22,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(JobOptions):
+class EvaluateOptions(DefenceOptions):
     """What is evaluated."""
 
-    classifier: str = "fast-cnn-cifar10"
-    """Zoo name, folder of a trained classifier, or (with --arch) someone else's checkpoint."""
-    arch: str | None = None
-    """Architecture of someone else's checkpoint, such as resnet56; `robustmim list classifiers`."""
-    purifier: str = "recommended-cifar10"
-    """Purification recipe, by name or file; "none" measures the bare classifier."""
     only: str | None = None
     """Run only these attacks of the recipe, by name, separated by commas."""
-    limit: int | None = None
-    """Use only the first so many images."""
     keep_images: bool = False
     """Keep every adversarial image in the run's folder `adversarial`: a file for each attack and budget."""
     fail_under: float = 0.0
@@ -61,8 +53,7 @@ def prepared(recipe: EvaluateRecipe, options: EvaluateOptions) -> EvaluateRecipe
     Raises:
         RecipeError: no budgets, or attacks that the recipe does not have.
     """
-    if options.limit is not None:
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=options.limit))
+    recipe = options.limited(recipe)
     if options.only is not None:
         recipe = dataclasses.replace(recipe, attacks=_chosen(recipe, options.only))
     if not recipe.radii:
@@ -80,7 +71,7 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     recipe, options, name = parse("evaluate", EvaluateRecipe, EvaluateOptions, arguments, default="cifar10-linf")
     recipe = prepared(recipe, options)
-    purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
+    purify = options.purification()
     code, content = measure(recipe, purify, options, Path(options.out or default_folder(name, options)))
     if content is None:
         return code

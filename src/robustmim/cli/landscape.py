@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustmim.cli.evaluate import EvaluateOptions, default_folder, opened, prepared
-from robustmim.config import AttackConfig, EvaluateRecipe, PurifyRecipe
+from robustmim.config import AttackConfig, EvaluateRecipe
 from robustmim.errors import RecipeError
-from robustmim.recipe import load_recipe, parse
+from robustmim.recipe import parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if options.side < 3 or options.side % 2 == 0 or options.count < 1:
         raise RecipeError(f"side is an odd number from 3, and count at least 1, not {options.side} and {options.count}")
     recipe = prepared(recipe, dataclasses.replace(options, limit=options.count))
-    purify = None if options.purifier == "none" else load_recipe(PurifyRecipe, options.purifier)
+    purify = options.purification()
 
     from robustmim.analysis.landscape import landscape
     from robustmim.cli.console import say
