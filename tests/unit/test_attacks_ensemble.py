@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robustmim.attacks.objectives import cross_entropy
+from robustmim.attacks.parts import KnowingAttack
 from robustmim.attacks.target import Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
@@ -55,3 +56,8 @@ def test_it_moves_the_surrogate_where_an_attack_on_the_defence_alone_does_not(su
 def test_a_weight_of_nothing_is_refused(surrogate):
     with pytest.raises(RecipeError, match="above 0"):
         build("attack", "ensemble", surrogate="other", weight=0.0)
+
+
+def test_it_is_not_held_to_the_loss_of_the_defence_s_answers_alone(surrogate):
+    """Nor to planted examples, since the surrogate does not know their classes."""
+    assert isinstance(build("attack", "ensemble", surrogate="other"), KnowingAttack)

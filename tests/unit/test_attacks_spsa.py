@@ -57,6 +57,24 @@ def test_it_needs_no_gradient():
     assert (cut_off(found).argmax(1) != y).sum() >= (model(best).argmax(1) != y).sum() - 1 > 0
 
 
+def test_one_answer_that_is_no_number_does_not_take_the_image_with_it():
+    model, x = network(), images()
+    y = model(x).argmax(1)
+    asked = []
+
+    def flaky(z, drawn=None, progress=0.0):
+        asked.append(len(z))
+        logits = model(z)
+        if len(asked) == 5:
+            logits[1] = torch.nan
+        return logits
+
+    target = Target(scores=flaky, keys=keys(0, "attack", torch.arange(len(x))))
+    found = build("attack", "spsa", steps=5, directions=8)(target, x, y, BALLS[0])
+    assert found.isfinite().all()
+    assert (found != x).flatten(1).any(1).all()
+
+
 @pytest.mark.parametrize("options", [{"steps": 0}, {"directions": 0}, {"step_size": 0.0}, {"reach": -1.0}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(RecipeError, match="SPSA"):

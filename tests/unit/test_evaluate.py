@@ -443,3 +443,10 @@ def test_one_search_for_the_nearest_tells_accuracy_at_every_budget(tmp_path):
     assert line.y[0] == 1
     assert line.x[20] == pytest.approx(7.0)
     assert line.y[20] == pytest.approx(float((source.gap / 2 > 7 / 255).float().mean()), abs=1 / 12 + 1e-6)
+
+
+def test_what_other_attacks_left_standing_tells_no_distances(tmp_path):
+    near = AttackConfig(name="near", attack="fast-minimum-norm", options={"steps": 30, "drop": False})
+    attacks = (near, AttackConfig(name="pgd"), dataclasses.replace(near, name="later"))
+    content = concluded(tmp_path, Evaluator(Halves(), None, recipe(*attacks, cascade=True)))
+    assert list(content["nearest"]) == ["near"]  # it faced all images

@@ -16,6 +16,7 @@ from robustmim.evaluate.honesty import findings
 from robustmim.evaluate.run import Evaluator
 from robustmim.geometry import Ball
 from robustmim.radius import Radius
+from robustmim.runs import read_json
 from tests.unit.test_evaluate import Halves, Images, Purify, concluded, levels, noisy, recipe
 
 HONESTY = Path(robustmim.__file__).parents[2] / "docs" / "honesty.md"
@@ -207,3 +208,17 @@ class TestActively:
             tmp_path, Evaluator(Halves(), pushing, recipe(AttackConfig(name="pgd"), checks=ChecksConfig(images=4)))
         )
         assert levels(content)["saturation"] == "amber"
+
+    def test_where_nothing_can_be_planted_the_other_checks_are_made(self, tmp_path):
+        """The last linear layer, whose input a planted example is read from, takes no part in the answer."""
+
+        class Idle(Halves):
+            def __init__(self):
+                super().__init__()
+                self.unused = torch.nn.Linear(2, 2)
+
+        evaluator = Evaluator(Idle(), None, recipe(AttackConfig(name="pgd"), checks=ChecksConfig(images=4)))
+        concluded(tmp_path, evaluator)
+        made = {row["check"] for row in read_json(tmp_path / "checks.json")}
+        assert "more-steps" in made
+        assert "planted-missed" not in made

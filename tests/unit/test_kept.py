@@ -75,3 +75,20 @@ def test_records_without_images_are_not_added_to(tmp_path, capsys):
     assert "not their images" in capsys.readouterr().err
     assert main([*TINY_EVALUATION, "--out", str(tmp_path / "other"), "--keep_images", "true"]) in (0, 4)
     assert len(list((tmp_path / "other" / "adversarial").glob("*.safetensors"))) == 2
+
+
+def test_a_run_that_keeps_images_says_so_before_its_first_record(tmp_path):
+    """Killed before the first attack is done, it goes on; and it goes on keeping them though it is not asked again."""
+    _, whole = kept(tmp_path / "whole")
+    path, evaluator = tmp_path / "cut", Evaluator(Halves(), noisy(0.05), recipe(*ATTACKS))
+    folder, told = RunFolder(path, recipe={"evaluate": evaluator.recipe}, kind="evaluate"), []
+    begun = {"device": CPU, "report": lambda done, note: told.append(done), "stop": lambda: len(told) >= 1}
+    assert not evaluator.run(Images(), folder, keep_images=True, **begun)
+    assert set(read_records(path)) == {("none", "0", "bare")}
+    assert (path / "adversarial").is_dir()
+    assert evaluator.run(Images(), folder, device=CPU)
+    for file in (path / "adversarial").iterdir():
+        with safe_open(file, "pt") as opened:
+            _, tensors = whole.pop(opened.metadata()["attack"])
+        assert all(torch.equal(value, tensors[key]) for key, value in load_file(file).items())
+    assert not whole

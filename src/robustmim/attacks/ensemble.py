@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustmim.attacks.objectives import Logits, Loss, named_loss
+from robustmim.attacks.parts import Parts
 from robustmim.attacks.pgd import PGD
 from robustmim.attacks.target import Target
 from robustmim.errors import InputError, RecipeError
@@ -75,6 +76,9 @@ class Ensemble:
             restarts=restarts,
             drop=drop,
         )
+
+    def check(self, parts: Parts) -> None:
+        """Ask for nothing: but what is climbed is not the loss of the defence's answers alone, see `KnowingAttack`."""
 
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
         """Return the last iterate of each sample, or the one at which it fell.

@@ -85,6 +85,7 @@ class SPSA:
             def at(end: Images, ask: int = query + number) -> PerSample:
                 return part.value(end.clamp(0, 1), y, margin, ask, progress=progress).value
 
-            rise = at(now + self.reach * sign) - at(now - self.reach * sign)
+            # One answer that is no number must not take the image with it.
+            rise = (at(now + self.reach * sign) - at(now - self.reach * sign)).nan_to_num(0.0, 0.0, 0.0)
             slope += sign * (rise / (2 * self.reach * self.directions)).view(-1, 1, 1, 1)
         return slope

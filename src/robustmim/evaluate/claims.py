@@ -65,7 +65,8 @@ def nearest_distances(records: Records, evaluator: Evaluator) -> dict[str, dict[
     """Return, for each attack that looks for the nearest adversarial image, the accuracy at every budget.
 
     It is told by "distances", sorted, of the n images that faced the attack at its largest budget and were broken: at a
-    budget below that one, accuracy is the share of the n whose distance is larger, or that were not broken.
+    budget below that one, accuracy is the share of the n whose distance is larger, or that were not broken. An attack that
+    other attacks have spared images is left out: what they could not break is no sample of the data.
     """
     found: dict[str, dict[str, Any]] = {}
     for attack in evaluator.recipe.attacks:
@@ -75,6 +76,8 @@ def nearest_distances(records: Records, evaluator: Evaluator) -> dict[str, dict[
         if not isinstance(built, NearestAttack) or not built.seeks_the_nearest or not radii:
             continue
         rows = records.get(Cell(attack.name, radii[-1], defence).key, {}).values()
+        if any(row.get("skipped") in evaluator.attacks for row in rows):
+            continue
         faced = [row for row in rows if not row.get("skipped") and "distance" in row]
         if faced:
             # An attack that leaves what it cannot break as it was tells no distance of it.

@@ -433,16 +433,19 @@ def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> I
 
 
 def _planted(evaluator: Evaluator, attack: AttackConfig, batch: Batch, ball: Ball) -> Planted | None:
-    """Plant adversarial examples; None where the attack climbs something else, or the classifier has no linear readout."""
+    """Plant adversarial examples; None where that cannot be.
+
+    The attack may climb something else or not be made for two classes, and the classifier may have no linear readout.
+    """
     built = evaluator.attacks[attack.name]
     if isinstance(built, KnowingAttack):
         return None
+    target = evaluator.target(attack, batch, Radius(ball.eps))
+    drawn = keys(evaluator.recipe.seed, "planted", batch.ids)
     try:
-        evaluator.parts.layer(None)
+        return plant(target, built, evaluator.parts, batch.images, ball, drawn)
     except RecipeError:
         return None
-    target = evaluator.target(attack, batch, Radius(ball.eps))
-    return plant(target, built, evaluator.parts, batch.images, ball, keys(evaluator.recipe.seed, "planted", batch.ids))
 
 
 def _counts(judged: Judged) -> torch.Tensor:

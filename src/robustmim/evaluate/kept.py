@@ -25,6 +25,8 @@ FOLDER = "adversarial"
 class KeptImages:
     """What goes into the folder `adversarial` of a run.
 
+    The folder is there before the run has any record: it says that none of them lacks its images.
+
     Args:
         run: folder of the run.
         norm: of the attacks.
@@ -32,6 +34,7 @@ class KeptImages:
 
     def __init__(self, run: Path, norm: str) -> None:
         self.folder, self.norm = run / FOLDER, norm
+        self.folder.mkdir(exist_ok=True)
 
     def keep(self, attack: str, radius: Radius, part: Batch, found: Images) -> None:
         """Write what an attack found for some samples, before their records: a run that is resumed then lacks none.
@@ -69,7 +72,6 @@ class KeptImages:
                 path.unlink()
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        self.folder.mkdir(exist_ok=True)
         with atomic(path) as part:
             save_file(tensors, part, metadata=metadata)
 

@@ -113,7 +113,7 @@ def plant(
         inner: points of the inside, for each image; with more of them it is harder to find.
 
     Raises:
-        RecipeError: the classifier has no linear layer.
+        RecipeError: the classifier has no linear layer, or does not use its last one; an attack that two classes are too few for.
     """
     frozen = drawn.fold("defence")
     both = with_features(target.scores, parts.layer(None))

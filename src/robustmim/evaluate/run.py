@@ -26,7 +26,7 @@ from robustmim.data.sources import Source
 from robustmim.errors import InputError, RecipeError
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.journal import Journal, read_journal
-from robustmim.evaluate.kept import KeptImages
+from robustmim.evaluate.kept import FOLDER, KeptImages
 from robustmim.evaluate.table import (
     Cell,
     Defence,
@@ -385,7 +385,8 @@ class Evaluator:
             device: where to compute.
             world: this process among others; batches are dealt out in turn.
             max_seconds: wall-clock limit.
-            keep_images: whether adversarial images are kept too, see `robustmim.evaluate.kept`.
+            keep_images: whether adversarial images are kept too, see `robustmim.evaluate.kept`; a run that began so goes on
+                so.
             report: told how many verdicts of this process are done, and how the last cell stands.
             stop: asked before each query of an attack and after each cell.
         """
@@ -404,6 +405,7 @@ class Evaluator:
         mine = set(dealt(source, self.recipe.batch_size, world))
         finished = sum(number in mine for records in known.values() for number in records)
         complete, self._interrupt = True, interrupt
+        keep_images |= (folder.path / FOLDER).exists()
         self._kept = KeptImages(folder.path, self.recipe.norm) if keep_images else None
         try:
             for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
