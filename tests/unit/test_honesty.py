@@ -161,6 +161,8 @@ def test_who_does_not_look_through_the_purifier_is_told():
         (active("more-restarts", factor=4, fallen=1), None),
         (active("draws-disagree", draws=2, cosine=0.05), "amber"),
         (active("draws-disagree", draws=2, cosine=0.4), None),
+        (active("slope-differs", cosine=0.1), "amber"),
+        (active("slope-differs", cosine=0.4), None),
         (active("rounding", restored=3), "amber"),
         (active("rounding", restored=1), None),
     ],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from robustmim.attacks.objectives import cross_entropy
+from robustmim.attacks.objectives import Logits, cross_entropy
 from robustmim.attacks.parts import KnowingAttack
 from robustmim.config import AttackConfig
 from robustmim.data.loader import Batch
@@ -22,13 +22,15 @@ from robustmim.errors import RecipeError
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.planted import Planted, plant
 from robustmim.evaluate.run import Evaluator
+from robustmim.evaluate.slope import slope_agreement
 from robustmim.evaluate.table import Cell, cells, radii_of
 from robustmim.evaluate.verdict import Judged, broken, share
 from robustmim.geometry import Ball
 from robustmim.radius import Radius, radius_text
 from robustmim.registry import build
-from robustmim.rng import keys
+from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder, read_json, write_json
+from robustmim.types import Images
 
 if TYPE_CHECKING:
     from robustmim.evaluate.claims import Records
@@ -51,6 +53,8 @@ SATURATED = 0.3
 
 DISAGREEING = 0.1
 """Mean cosine between the gradients of two queries from which down they are mostly noise of the draws."""
+ALIKE = 0.25
+"""Mean cosine between slopes by an attack's gradient and by differences from which down it mostly follows something else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,6 +332,13 @@ def _active(checks: list[dict[str, Any]]) -> Iterator[Finding]:
                 f"{row['attack']}: two gradients, each averaged over {row['draws']} draws, have a cosine of {row['cosine']:.2f}: the "
                 "attack follows the noise of its draws. Raise eot.",
             )
+        elif check == "slope-differs" and row["cosine"] < ALIKE:
+            yield Finding(
+                check,
+                "amber",
+                f"{row['attack']}: along random directions the defence changes otherwise than the gradient says (mean cosine "
+                f"{row['cosine']:.2f}): the attack follows the slope of something else. Take another gradient mode.",
+            )
         elif check == "rounding" and row["restored"] >= max(2, POINT * n):
             yield Finding(
                 check,
@@ -400,8 +411,11 @@ def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> I
         cosine = torch.nn.functional.cosine_similarity(first.flatten(1), second.flatten(1))
         # Where both are zero there is no disagreement: that is another check's affair.
         alive = (first.flatten(1).norm(dim=1) > 0) | (second.flatten(1).norm(dim=1) > 0)
-        agreement = float(cosine[alive].mean()) if alive.any() else 1.0
-        yield own | {"check": "draws-disagree", "draws": attack.eot, "cosine": agreement}
+        alike = float(cosine[alive].mean()) if alive.any() else 1.0
+        yield own | {"check": "draws-disagree", "draws": attack.eot, "cosine": alike}
+    agreement = _slopes(evaluator, attack, batch, radius)
+    if agreement is not None:
+        yield own | {"check": "slope-differs", "cosine": agreement}
     if evaluator.purifier is not None and evaluator.purifier.traits.ball is not None:
         edge = evaluator.purifier.traits.ball
         purified = evaluator.purify(attacked, keys(recipe.seed, "saturation", batch.ids))
@@ -430,6 +444,16 @@ def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> I
     if evaluator.randomised:
         stronger = dataclasses.replace(attack, eot=attack.eot * config.factor)
         yield own | {"check": "more-draws", "factor": config.factor} | _gain(evaluator, stronger, batch, radius, base)
+
+
+def _slopes(evaluator: Evaluator, attack: AttackConfig, batch: Batch, radius: Radius) -> float | None:
+    """Compare the attack's gradient with differences of the defence itself."""
+
+    def answer(x: Images, drawn: Keys) -> Logits:
+        return evaluator.classify(x if evaluator.purifier is None else evaluator.purify(x, drawn))
+
+    target, drawn = evaluator.target(attack, batch, radius), keys(evaluator.recipe.seed, "slope", batch.ids)
+    return slope_agreement(target, answer, batch.images, batch.labels, drawn)
 
 
 def _planted(evaluator: Evaluator, attack: AttackConfig, batch: Batch, ball: Ball) -> Planted | None:
