@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from robustmim.cli.main import main
 from robustmim.runs import read_json
@@ -18,8 +20,9 @@ pytest.importorskip("foolbox")
 pytestmark = pytest.mark.usefixtures("unchecked")  # the two processes run without, and norms are then folded
 
 DATA = ["--device", "cpu", "--data.name", "samples-cifar10", "--data.skip", "0", "--purifier", "none"]
+KEEP = ["--keep_images", "true"]
 COMMANDS = {
-    "evaluate": [*TINY_EVALUATION, "--batch_size", "2", "--limit", "6", "--purifier", "jpeg"],
+    "evaluate": [*TINY_EVALUATION, "--batch_size", "2", "--limit", "6", "--purifier", "jpeg", *KEEP],
     "certify": ["certify", *DATA, "--limit", "5", "--selection_draws", "4", "--draws", "10", "--batch_size", "10"],
     "corruptions": ["corruptions", *DATA, "--limit", "4", "--names", "contrast,gaussian_noise", "--severities", "1,5"],
 }
@@ -61,6 +64,12 @@ def test_two_processes_measure_what_one_does(folder, name):
     assert not list(two.glob("records.*.jsonl"))
     assert read_json(two / "run.json")["status"] == "finished"
     assert claim(one) == claim(two)
+    kept = sorted((one / "adversarial").glob("*"))
+    assert bool(kept) == (name == "evaluate")
+    assert [file.name for file in kept] == sorted(file.name for file in (two / "adversarial").glob("*"))
+    for file in kept:
+        other = load_file(two / "adversarial" / file.name)
+        assert all(torch.equal(value, other[key]) for key, value in load_file(file).items())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -69,6 +78,7 @@ def test_one_process_ends_what_two_began(folder, tmp_path, name):
     whole = (folder / f"{name}-two" / "records.jsonl").read_text().splitlines()
     (tmp_path / "records.0.jsonl").write_text("\n".join(whole[:3:2])[:-9])
     (tmp_path / "records.1.jsonl").write_text("\n".join(whole[1:4:2]) + "\n")
+    (tmp_path / "adversarial").mkdir()  # of clean images nothing is kept
     assert main([*COMMANDS[name], "--out", str(tmp_path)]) in (0, 4)
     assert (tmp_path / "records.jsonl").read_text().splitlines() == whole
     assert not list(tmp_path.glob("records.*.jsonl"))

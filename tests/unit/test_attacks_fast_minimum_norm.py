@@ -76,6 +76,26 @@ def test_what_is_wrong_as_it_is_has_distance_zero_and_dropping_saves_queries():
     assert dropping.cost.forward < staying.cost.forward
 
 
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+def test_a_random_defence_is_broken_for_most_draws(ball):
+    """A search that turns back where half of the draws miss stays where an image is never sure to be broken."""
+    model, x = network(), images()
+    y = model(x).argmax(1)
+    drawn = keys(0, "attack", torch.arange(len(x)))
+
+    def noisy(z, drawn, progress=0.0):
+        return model(z + 0.05 * drawn.normal(*z.shape[1:]))
+
+    def missed(found):
+        fresh = keys(0, "verdict", torch.arange(len(x)))
+        return torch.stack([noisy(found, fresh.fold(draw)).argmax(1) != y for draw in range(40)]).float().mean(0)
+
+    target = Target(scores=noisy, keys=drawn, draws=4, randomised=True)
+    found = build("attack", "fast-minimum-norm", steps=40, drop=False)(target, x, y, ball)
+    best = build("attack", "pgd", steps=40)(target, x, y, ball)
+    assert (missed(found) > 0.5).sum() >= (missed(best) > 0.5).sum() - 1 > 2
+
+
 @pytest.mark.parametrize("options", [{"steps": 0}, {"step_size": 0.0}, {"change": 1.0}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(RecipeError, match="FMN"):

@@ -81,8 +81,8 @@ class FastMinimumNorm:
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
         """Return the nearest adversarial image found, limited to the ball; else the image as it was.
 
-        For a random defence the ball shrinks while half of a query's draws miss, and an image is adversarial if all of
-        them do, and fresh ones too. The callback is told of the samples still at work, and of their places in the batch,
+        For a random defence an image is adversarial, and the ball shrinks, if all of a query's draws miss, and fresh ones
+        too. The callback is told of the samples still at work, and of their places in the batch,
         "samples"; its value is the distance found so far.
         """
         closest = Closest(x.clone(), torch.full((len(x),), torch.inf, device=x.device))
@@ -90,11 +90,13 @@ class FastMinimumNorm:
         ever = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         shift, places = torch.zeros_like(x), torch.arange(len(x), device=x.device)
         stops = self.drop and target.drop and math.isfinite(ball.eps)
+        random = target.randomised and target.known is None
         for step in range(self.steps + 1):
             part, center, labels, now = target[places], x[places], y[places], x[places] + shift[places]
             slope = part.gradient(now, labels, margin, step, progress=step / (self.steps + 1))
-            wrong, distance = slope.missed >= 0.5, ball.distance(now, center)
-            sure = adversarial(part, now, labels, slope, step)
+            distance, sure = ball.distance(now, center), adversarial(part, now, labels, slope, step)
+            # Where half of the draws miss, all of them hardly ever do: a ball that shrank there would stay where nothing is sure.
+            wrong = sure if random else slope.missed >= 0.5
             if step == 0:
                 lead = _CLEAR * (slope.logits.amax(1) - slope.logits.amin(1))
             sure &= slope.value > lead[places]
