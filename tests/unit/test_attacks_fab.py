@@ -116,3 +116,22 @@ def test_an_unreachable_plane_ends_in_the_corner_nearest_to_it():
     for norm in ("linf", "l2", "l1"):
         z = onto_plane(x, normal, torch.tensor([100.0]), norm).flatten()
         torch.testing.assert_close(z[:3], torch.tensor([1.0, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+def test_what_is_nearest_before_a_random_defence_is_not_the_luckiest(ball):
+    model, x = network(), images()
+    y = model(x).argmax(1)
+
+    def noisy(z, drawn, progress=0.0):
+        return model(z + 0.05 * drawn.normal(*z.shape[1:]))
+
+    def missed(found):
+        fresh = keys(0, "verdict", torch.arange(len(x)))
+        return torch.stack([noisy(found, fresh.fold(draw)).argmax(1) != y for draw in range(40)]).float().mean(0)
+
+    target = Target(scores=noisy, keys=keys(0, "attack", torch.arange(len(x))), draws=4, randomised=True)
+    found = build("attack", "fab-targeted", steps=20, drop=False)(target, x, y, ball)
+    assert (ball.distance(found, x) <= ball.eps + 1e-6).all()
+    best = build("attack", "pgd", steps=40)(target, x, y, ball)
+    assert (missed(found) > 0.5).sum() >= (missed(best) > 0.5).sum() - 1 > 2

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustmim.attacks.objectives import Logits, Loss, margin
-from robustmim.attacks.search import Closest, Found, bounded, hopeless, likeliest
+from robustmim.attacks.search import Closest, Found, adversarial, bounded, hopeless, likeliest
 from robustmim.attacks.target import Slope, Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
@@ -28,6 +28,7 @@ _OVERSHOOT = 1.05  # η: steps end a little behind the boundary
 _BACK = 0.9  # β: what is left of the perturbation after an adversarial iterate
 _LEAST_BIAS = 0.1  # α_max: the largest weight of the projection of the image itself
 _HALVINGS = 3
+_FARTHER, _STRIDES = 1.15, 16  # outwards, against a random defence: up to nine times as far
 
 
 def _wide(per_sample: Tensor) -> Tensor:
@@ -94,8 +95,9 @@ class _Boundary:
         """Return the nearest adversarial image found if it is in the ball, else the image as it was; see `Attack`.
 
         An image is adversarial if half of a query's draws miss it. With `drop`, a sample is done once one lies in the
-        ball; in a ball of infinite radius it never is. The callback is told of the samples still at work, and of their
-        places in the batch, "samples"; its value is the distance found so far.
+        ball; in a ball of infinite radius it never is. The nearest of many images is the luckiest of them, so before a
+        random defence it is then moved outwards until all draws miss it, and fresh ones too. The callback is told of the
+        samples still at work, and of their places in the batch, "samples"; its value is the distance found so far.
         """
         found = Found.nothing(x)
         likely = likeliest(target, x, y, self.targets, found)
@@ -115,7 +117,8 @@ class _Boundary:
                 away = inside.random(start, target.keys[places].fold("start", number)) - start
                 start = (start + away * _wide(radius) / max(inside.eps, 1e-12)).clamp(0, 1)
             self._walk(target, x, y, ball, places, classes[places], start, run, closest, callback)
-        self._halve(target, x, y, ball, closest)
+        settle = self._secure if target.randomised and target.known is None else self._halve
+        settle(target, x, y, ball, closest)
         return torch.where(_wide(closest.distance <= ball.eps), closest.images, x)
 
     def _runs(self, likely: Int[Tensor, "batch targets"]) -> Iterator[tuple[int, Int[Tensor, "batch classes"]]]:
@@ -184,6 +187,22 @@ class _Boundary:
             wrong = target[places].value(middle, y[places], margin, query).missed >= 0.5
             closest.offer(places[wrong], middle[wrong], ball.distance(middle, x[places])[wrong])
             far, near = torch.where(_wide(wrong), middle, far), torch.where(_wide(wrong), near, middle)
+
+    def _secure(self, target: Target, x: Images, y: Labels, ball: Ball, closest: Closest) -> None:
+        """Move adversarial images away from the image, in the ball, until they are broken for sure; else leave them."""
+        within = closest.distance.isfinite() & (closest.distance <= ball.eps)
+        places = (self._unfinished(closest, ball) & within).nonzero()[:, 0]
+        shift = closest.images[places] - x[places]
+        for number in range(_STRIDES + 1):
+            if not len(places):
+                break
+            part, center, labels = target[places], x[places], y[places]
+            now = (center + _FARTHER**number * shift).clamp(0, 1)
+            query, distance = self.steps * self.restarts * (self.targets + 1) + number, ball.distance(now, center)
+            sure = adversarial(part, now, labels, part.value(now, labels, margin, query), query)
+            moved = sure & (distance <= ball.eps)
+            closest.images[places[moved]], closest.distance[places[moved]] = now[moved], distance[moved]
+            places, shift = places[~sure], shift[~sure]
 
 
 def _overtaken(wanted: Labels) -> Loss:
