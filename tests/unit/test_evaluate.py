@@ -14,7 +14,7 @@ from torch import nn
 from robustmim.config import AttackConfig, ChecksConfig, DataConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
-from robustmim.evaluate.claims import claim, faced_by_sample, proportion, worst_case
+from robustmim.evaluate.claims import claim, conclude, faced_by_sample, proportion, worst_case
 from robustmim.evaluate.honesty import active_checks, status
 from robustmim.evaluate.run import Evaluator, read_records
 from robustmim.evaluate.table import Cell, in_rising_order
@@ -25,7 +25,7 @@ from robustmim.radius import Radius
 from robustmim.report.evaluation import _suite
 from robustmim.report.sections import Charts
 from robustmim.rng import keys
-from robustmim.runs import RunFolder, read_lines
+from robustmim.runs import RunFolder, read_json, read_lines
 from robustmim.train.distributed import World
 from tests.toys import purifier
 
@@ -282,6 +282,20 @@ class TestRunner:
         _, _, large = evaluated(tmp_path / "large", Evaluator(Halves(), None, recipe()))
         for key, rows in large.items():
             assert {i: row["right"] for i, row in rows.items()} == {i: row["right"] for i, row in small[key].items()}
+
+    def test_nor_do_the_checks_and_pictures_at_the_end_need_more(self, tmp_path):
+        class Small(Halves):
+            def forward(self, x):
+                if len(x) > 2:
+                    raise torch.OutOfMemoryError("pretended")
+                return super().forward(x)
+
+        evaluator = Evaluator(Small(), None, recipe(batch_size=2, checks=ChecksConfig(images=8)))
+        source, folder, _ = evaluated(tmp_path, evaluator)
+        content = conclude(evaluator, source, folder, classifier="small", purify=None, device=CPU)
+        assert {row["n"] for row in read_json(tmp_path / "checks.json") if "n" in row} <= {1, 2}
+        assert content["worst_case"]["n"] == len(source)
+        assert (tmp_path / "examples.safetensors").exists()
 
     def test_not_a_number_stays_with_its_sample(self, tmp_path):
         class Poisoned(Halves):

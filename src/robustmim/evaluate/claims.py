@@ -17,7 +17,7 @@ from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.honesty import active_checks, findings
 from robustmim.evaluate.robustbench import robustbench_entry
-from robustmim.evaluate.run import Evaluator, read_records
+from robustmim.evaluate.run import Evaluator, halving, read_records
 from robustmim.evaluate.statistics import wilson_interval
 from robustmim.evaluate.table import NO_ATTACK, Cell, Defence, cells, radii_of
 from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of_each
@@ -292,7 +292,9 @@ def _per_class(
     return rows
 
 
-def save_examples(evaluator: Evaluator, source: Source, folder: Path, *, device: torch.device) -> dict[str, Any]:
+def save_examples(
+    evaluator: Evaluator, source: Source, folder: Path, *, device: torch.device, images: int = TRACED
+) -> dict[str, Any]:
     """Write pictures of the first samples (examples.safetensors) and return the traces of some more, for the report.
 
     The first attack on the bare classifier (else the first of all) at the middle budget; without a purifier the pictures
@@ -302,7 +304,8 @@ def save_examples(evaluator: Evaluator, source: Source, folder: Path, *, device:
     shown = gray_box_of(recipe) or recipe.attacks[0]
     radii = radii_of(shown, recipe)
     radius = radii[len(radii) // 2]
-    full = next(iter(in_order(source, TRACED if shown.against == "classifier" else EXAMPLES, device)))
+    few = images if shown.against == "classifier" else min(images, EXAMPLES)
+    full = next(iter(in_order(source, few, device)))
     batch = Batch(full.images, full.labels, full.ids)
     drawn = keys(recipe.seed, "verdict", batch.ids)
     attacked, _, _ = evaluator.attacked(shown, batch, radius)
@@ -359,7 +362,9 @@ def conclude(
         architecture=architecture,
     )
     if evaluator.recipe.attacks:
-        content["trace"] = save_examples(evaluator, source, folder.path, device=device)
+        content["trace"] = halving(
+            TRACED, lambda images: save_examples(evaluator, source, folder.path, device=device, images=images)
+        )
     write_json(folder.path / "claim.json", content)
     folder.update("finished")
     return content

@@ -21,7 +21,7 @@ from robustmim.data.sources import Source
 from robustmim.errors import RecipeError
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.planted import Planted, plant
-from robustmim.evaluate.run import Evaluator
+from robustmim.evaluate.run import Evaluator, halving
 from robustmim.evaluate.slope import slope_agreement
 from robustmim.evaluate.table import Cell, cells, radii_of
 from robustmim.evaluate.verdict import Judged, broken, share
@@ -366,14 +366,15 @@ def active_checks(
     path = folder.path / "checks.json"
     if path.exists():
         return read_json(path)
-    rows = list(_run_checks(evaluator, source, device))
+    images = min(max(2, evaluator.recipe.checks.images or 16), len(source))
+    rows = halving(images, lambda count: list(_run_checks(evaluator, source, device, count)))
     write_json(path, rows)
     return rows
 
 
-def _run_checks(evaluator: Evaluator, source: Source, device: torch.device) -> Iterator[dict[str, Any]]:
+def _run_checks(evaluator: Evaluator, source: Source, device: torch.device, images: int) -> Iterator[dict[str, Any]]:
     recipe, config = evaluator.recipe, evaluator.recipe.checks
-    batch = next(iter(in_order(source, min(max(2, config.images or 16), len(source)), device)))
+    batch = next(iter(in_order(source, images, device)))
     n = len(batch.ids)
     cell = cells(recipe, purified=evaluator.purifier is not None)[-1 if evaluator.purifier is None else 1]
     known = Cell("none", 0.0, cell.defence)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -49,6 +49,8 @@ from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder, append_line
 from robustmim.train.distributed import World
 from robustmim.types import Images
+
+Result = TypeVar("Result")
 
 REFERENCES = 64
 """Images that an attacker has of the data."""
@@ -461,6 +463,19 @@ class Evaluator:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halving(images: int, work: Callable[[int], Result]) -> Result:
+    """Return what some work on so many images gives; on half as many, and so on, if the memory does not hold them."""
+    while True:
+        try:
+            return work(images)
+        except RuntimeError as error:
+            if not _out_of_memory(error) or images == 1:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        images //= 2
 
 
 def read_records(folder: Path) -> dict[tuple[str, str, str], dict[int, dict[str, Any]]]:
