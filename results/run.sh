@@ -22,8 +22,11 @@ case_of cifar10-resnet56-masked-conv "evaluate cifar10-linf" "$resnet56" recomme
 case_of cifar10-resnet56-masked-conv-chosen-on "evaluate cifar10-linf" "$resnet56" recommended-cifar10 --data.skip 0 --limit 128 --only gray-box
 case_of cifar10-fast-cnn-mae-patch4 "evaluate cifar10-linf" fast-cnn-cifar10 amrm-mae-patch4-cifar10 --limit 256
 case_of cifar10-resnet56-mae-patch4 "evaluate cifar10-linf" "$resnet56" amrm-mae-patch4-cifar10 --limit 256
-case_of cifar10-fast-cnn-mae-patch2 "evaluate cifar10-linf" fast-cnn-cifar10 amrm-mae-patch2-cifar10 --limit 256
-case_of cifar10-resnet56-mae-patch2 "evaluate cifar10-linf" "$resnet56" amrm-mae-patch2-cifar10 --limit 256
+# The slowest one is attacked at one budget only.
+slow='[{name: gray-box, attack: pgd, against: classifier, options: {steps: 20, step_size: 0.25}},
+  {name: white-box, attack: pgd, options: {steps: 20, step_size: 0.25}, eot: 2, radii: [2/255]}]'
+case_of cifar10-fast-cnn-mae-patch2 "evaluate cifar10-linf" fast-cnn-cifar10 amrm-mae-patch2-cifar10 --limit 256 --attacks "$slow"
+case_of cifar10-resnet56-mae-patch2 "evaluate cifar10-linf" "$resnet56" amrm-mae-patch2-cifar10 --limit 256 --attacks "$slow"
 case_of photographs-efficientnet-lite0 "evaluate imagenet-linf" efficientnet-lite0 recommended-photos
 case_of cifar10-fast-cnn-adversarial "evaluate standard" fast-cnn-adversarial-cifar10 none --checks.images 0 --attacks '[{name: PGD-50, options: {steps: 50, step_size: 0.1}}, {name: APGD-CE, attack: apgd-ce, options: {steps: 50}}, {name: APGD-T, attack: apgd-targeted, options: {steps: 20, targets: 3}}]'
 case_of gradient-modes-resnet56-masked-conv "evaluate gradient-modes" "$resnet56" recommended-cifar10
