@@ -38,7 +38,7 @@ ENSEMBLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 BUDGETS: dict[str, list[tuple[str, float]]] = {
     "digits": [("linf", 0.1), ("l2", 0.75), ("l1", 3.0)],
-    "cifar10": [("linf", 0.5 / 255), ("linf", 1 / 255), ("l2", 0.1), ("l1", 1.5)],
+    "cifar10": [("linf", 1 / 255), ("l2", 0.1), ("l1", 1.5)],
     "cifar10, adversarially trained": [("linf", 8 / 255)],
 }
 

@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from pages.benches import against_auto_attack, gradients, pretraining_steps
 from pages.costs import speeds
 from pages.detections import detections
 from pages.evaluations import certificate, table
@@ -60,6 +61,9 @@ def page() -> str:
         + scales()
         + few_steps()
         + seeing()
+        + gradients()
+        + against_auto_attack()
+        + pretraining_steps()
         + speeds()
     )
 
