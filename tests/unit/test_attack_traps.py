@@ -1,7 +1,7 @@
 """Mistakes that attacks and evaluations of others have made: each is a test here, or named with the test that has it.
 
 A library that reseeds the global generator: test_attacks_auto_attack. Purifiers under no_grad: test_amrm. Steps by the sign in
-l2: test_geometry (property). Plain l1 steps: test_geometry. Batches that change results: test_amrm, test_attacks_apgd.
+l2: also test_geometry (property). Plain l1 steps: test_geometry. Batches that change results: test_amrm, test_attacks_apgd.
 """
 
 from __future__ import annotations
@@ -52,6 +52,25 @@ def test_pixels_at_the_edge_of_the_cube_are_not_dead(name):
     best = (x - eps * pattern * (2 * y - 1).view(-1, 1, 1, 1)).clamp(0, 1)
     loss = [cross_entropy(Contrast()(z), y) for z in (found, best)]
     torch.testing.assert_close(loss[0], loss[1], atol=1e-4, rtol=1e-4)
+
+
+def test_steps_by_the_sign_in_l2_are_taken_only_if_asked_for():
+    """ADBM's code takes them, and its numbers in l2 cannot be had otherwise."""
+    weight = torch.linspace(-1, 2, 48).view(3, 4, 4)
+    x, y = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+
+    def scores(z, drawn, progress):
+        score = ((z - 0.5) * weight).sum((1, 2, 3))
+        return torch.stack([2 - score, score], 1)
+
+    def first_step(**options):
+        target = Target(scores=scores, keys=keys(0, "a", torch.arange(2)))
+        attack = build("attack", "pgd", steps=1, step_size=0.1, random_start=False, **options)
+        return attack(target, x, y, Ball(norm="l2", eps=1.0)) - x
+
+    along = (0.1 * weight / weight.norm()).expand(2, 3, 4, 4)
+    torch.testing.assert_close(first_step(), along, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(first_step(l2_step="sign"), 0.1 * weight.sign().expand(2, 3, 4, 4), atol=1e-6, rtol=1e-4)
 
 
 def test_a_lucky_draw_is_no_break():

@@ -64,6 +64,20 @@ def test_what_is_climbed_is_eq_5_and_its_gradient_that_of_finite_differences():
             )
 
 
+def test_in_reverse_it_looks_for_what_the_masked_model_finds_odd():
+    x, through = images(), purifier()
+    y, drawn = network()(x).argmax(1), keys(3, "draw", torch.arange(len(x)))
+    losses = []
+    for reverse in (False, True):
+        attack = build("attack", "joint", weight=0.0, reverse=reverse, steps=10, drop=False)
+        found = attack(target_of(x, through=through), x, y, BALL)
+        assert (found - x).abs().max() <= BALL.eps + 1e-6
+        losses.append(masked_loss(through, found, drawn, 20))
+    before = masked_loss(through, x, drawn, 20)
+    assert (losses[0] < before).all()
+    assert (losses[1] > before).all()
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_with_all_weight_on_the_answer_it_is_pgd(drop):
     x = images()

@@ -7,6 +7,8 @@ same; α = 1 is PGD. The paper leaves open whether L_cls is taken behind the pur
 is `against` of the evaluation, "defence" for behind it and "classifier" for without it. L_rec is the masked model's loss on
 masks of the attacker's own, of the ratio the purifier has. It is some hundred times smaller than L_cls; so are the α at which
 it matters.
+
+The reverse, climbing α L_cls + (1 − α) L_rec, gives the purifier a long way to go, on which it may lose the class itself.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from robustmim.types import Images, Labels, PerSample
 
 @register("attack", "joint")
 class Joint:
-    """PGD on weight · L_cls − (1 − weight) · L_rec.
+    """PGD on weight · L_cls − (1 − weight) · L_rec; with `reverse`, on their sum.
 
     Args:
         weight: α of Eq. 5, in [0, 1]; the paper takes 0.1, 0.3, 0.5, 0.7 and 0.9.
+        reverse: look for images that the masked model finds odd, not normal.
         masks: masks that L_rec is averaged over in each draw.
         loss: L_cls: cross-entropy, margin or dlr.
         steps, step_size, schedule, momentum, random_start, restarts, drop: see `PGD`.
@@ -50,6 +53,7 @@ class Joint:
         self,
         *,
         weight: float = 0.5,
+        reverse: bool = False,
         masks: int = 1,
         loss: str = "cross-entropy",
         steps: int = 20,
@@ -64,7 +68,7 @@ class Joint:
             raise RecipeError(f"the joint attack's weight is in [0, 1], not {weight}")
         if masks < 1:
             raise RecipeError(f"the joint attack averages its reconstruction loss over one mask at least, not {masks}")
-        self.weight, self.masks, self.loss = weight, masks, named_loss(loss)
+        self.weight, self.reverse, self.masks, self.loss = weight, reverse, masks, named_loss(loss)
         self.steps, self.restarts = steps, restarts
         self.pgd = PGD(
             steps=steps,
@@ -82,7 +86,8 @@ class Joint:
 
     def objective(self, scores: Logits, y: Labels) -> PerSample:
         """Return what is climbed: the last column of the scores is L_rec."""
-        return self.weight * self.loss(scores[:, :-1], y) - (1 - self.weight) * scores[:, -1]
+        reconstruction = scores[:, -1] if self.reverse else -scores[:, -1]
+        return self.weight * self.loss(scores[:, :-1], y) + (1 - self.weight) * reconstruction
 
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
         """Return the last iterate of each sample, or the one at which it fell.

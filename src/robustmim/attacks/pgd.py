@@ -31,6 +31,8 @@ class PGD:
         steps: iterations of each restart.
         step_size: step as a fraction of the budget.
         schedule: the step over the iterations: constant, or a cosine to zero.
+        l2_step: direction of the steps in l2: the unit vector along the gradient, or its sign in each pixel, which is weaker
+            but what the code of ADBM (Li et al. 2025) takes.
         momentum: weight of earlier directions (MI-FGSM, Dong et al. 2018).
         loss: cross-entropy, margin or dlr.
         random_start: begin at a random point of the ball; later restarts always do.
@@ -50,6 +52,7 @@ class PGD:
         steps: int = 20,
         step_size: float = 0.25,
         schedule: Literal["constant", "cosine"] = "constant",
+        l2_step: Literal["unit", "sign"] = "unit",
         momentum: float = 0.0,
         loss: str = "cross-entropy",
         random_start: bool = True,
@@ -59,6 +62,7 @@ class PGD:
         if steps < 1 or restarts < 1:
             raise RecipeError(f"PGD takes at least one step and one restart, not {steps} and {restarts}")
         self.steps, self.step_size, self.schedule, self.momentum = steps, step_size, schedule, momentum
+        self.l2_step = l2_step
         self.loss, self.random_start, self.restarts, self.drop = named_loss(loss), random_start, restarts, drop
 
     def _step(self, step: int, ball: Ball) -> float:
@@ -88,6 +92,7 @@ class PGD:
                 clipped to the ball afterwards. None takes all of it.
             aim: what is climbed; None for the loss of the answers.
         """
+        steepest = torch.sign if self.l2_step == "sign" and ball.norm == "l2" else ball.steepest
         result = x.clone()
         fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
@@ -125,7 +130,7 @@ class PGD:
                 step_size=lambda step: self._step(step, ball),
                 maximise=True,
                 momentum=self.momentum,
-                direction=None if shape is None else lambda gradient: shape(ball.steepest(shape(gradient))),
+                direction=steepest if shape is None else lambda gradient: shape(steepest(shape(gradient))),
                 start=start,
                 callback=callback,
             ).last
