@@ -65,6 +65,28 @@ def test_a_purifier_is_measured_beside_the_bare_classifier(tmp_path):
     assert "Mean corruption error, purified" in (tmp_path / "report.html").read_text()
 
 
+def test_errors_are_divided_by_those_of_a_baseline(tmp_path, capsys):
+    words = [*BASE, "--names", "gaussian_noise,fog", "--severities", "4,5", "--limit", "12", "--purifier", "none"]
+    other = ["--classifier", "fast-cnn-adversarial-cifar10", "--out", str(tmp_path / "other")]
+    assert main([*words, *other]) == 0
+    assert main([*words, "--out", str(tmp_path / "own"), "--baseline", str(tmp_path / "other")]) == 0
+    own, baseline = (read_json(tmp_path / name / "claim.json") for name in ("own", "other"))
+
+    def summed(claim, name):
+        return sum(1 - row["correct"] / 12 for row in claim["cells"] if row["corruption"] == name)
+
+    ratios = [summed(own, name) / summed(baseline, name) for name in ("gaussian_noise", "fog")]
+    assert own["summary"]["bare"]["mCE"] == pytest.approx(sum(ratios) / 2, abs=1e-4)
+    assert own["baseline"] == "fast-cnn-adversarial-cifar10"
+    assert "baseline" not in baseline
+    assert "mCE" in (tmp_path / "own" / "report.html").read_text()
+    assert main([*words, "--limit", "6", "--out", str(tmp_path / "few"), "--baseline", str(tmp_path / "other")]) == 1
+    assert "its errors are of other images" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "own"), "--baseline", "alexnet"]) == 1
+    assert "all five severities" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "own"), "--baseline", str(tmp_path)]) == 2
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert main([*FEW, "--out", str(tmp_path / "none"), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"] == 5

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustmim.cli.arguments import DefenceOptions
 from robustmim.config import CorruptionsRecipe
-from robustmim.errors import RecipeError
+from robustmim.errors import InputError, RecipeError
 from robustmim.recipe import parse
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ CLEAN = ("none", 0)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorruptionOptions(DefenceOptions):
     """What is evaluated."""
+
+    baseline: str | None = None
+    """Divide by its errors, for the mCE: folder of a finished run of this command on the same images, or "alexnet" for
+    ImageNet. Default: with a purifier the bare classifier, else nothing."""
 
 
 def chosen(recipe: CorruptionsRecipe) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -65,6 +69,8 @@ def main(arguments: list[str]) -> int:
     if recipe.data.corruption is not None:
         raise RecipeError("data.corruption: this command corrupts clean images itself; leave it out and use --names")
     names, severities = chosen(recipe)
+    if options.baseline not in (None, "alexnet") and not (Path(options.baseline or "") / "claim.json").exists():
+        raise RecipeError(f"--baseline {options.baseline} is no folder of a finished run of `robustmim corruptions`")
     # The choice is kept as it is meant, so that "1,3" and [1, 3] are the same run.
     recipe = dataclasses.replace(recipe, names=names, severities=severities)
     recipe = options.limited(recipe)
@@ -158,6 +164,7 @@ def main(arguments: list[str]) -> int:
         journal.merge(rows)
     title = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
     content = conclude(rows, recipe, classifier=title, purifier=describe(purify) if purify else None)
+    divide(content, options.baseline)
     write_json(path / "claim.json", content)
     folder.update("finished")
     if options.json:
@@ -212,7 +219,7 @@ def count_right(
 def conclude(
     records: list[dict[str, Any]], recipe: CorruptionsRecipe, *, classifier: str, purifier: str | None
 ) -> dict[str, Any]:
-    """Sum up the records: every accuracy with its interval, and the mean corruption errors, not normalised."""
+    """Sum up the records: every accuracy with its interval, and the mean errors, divided by nothing."""
     from robustmim.evaluate.corruption_error import mean_corruption_error, relative_mean_corruption_error
     from robustmim.evaluate.statistics import wilson_interval
     from robustmim.runs import environment
@@ -252,12 +259,53 @@ def conclude(
         "findings": [
             {
                 "level": "amber",
-                "sentence": "The corruptions were made here (frost is synthesised) and the mean errors are divided by no "
-                "baseline: compare them with each other, not with numbers from the published files.",
+                "sentence": "The corruptions were made here (frost is synthesised): compare their errors with each other, not "
+                "with numbers from the published files.",
             }
         ],
         "environment": environment(),
     }
+
+
+def divide(content: dict[str, Any], asked: str | None) -> None:
+    """Add the mCE and the relative mCE to a claim's summary, and what they are divided by.
+
+    Args:
+        content: the claim.
+        asked: see `CorruptionOptions.baseline`.
+
+    Raises:
+        InputError: no baseline of the same images, corruptions and severities.
+    """
+    from robustmim.evaluate.corruption_error import (
+        alexnet,
+        baseline_of,
+        mean_corruption_error,
+        relative_mean_corruption_error,
+    )
+    from robustmim.runs import read_json
+
+    names, severities = content["corruptions"], content["severities"]
+    if asked == "alexnet":
+        baseline = alexnet(names, severities)
+    elif asked is not None:
+        baseline = baseline_of(read_json(Path(asked) / "claim.json"), content)
+    elif content["purifier"] is not None and all(row["correct"] < row["n"] for row in content["cells"]):
+        baseline = baseline_of(content, content)
+    else:
+        return
+    content["baseline"] = baseline.name
+    for defence, found in content["summary"].items():
+        own = baseline_of(content, content, defence)
+        if (own.errors, own.clean) == (baseline.errors, baseline.clean):
+            continue
+        found["mCE"] = round(mean_corruption_error(own.errors, baseline.errors), 4)
+        try:
+            relative = relative_mean_corruption_error(own.errors, own.clean, baseline.errors, baseline.clean)
+        except InputError as error:  # a baseline that a corruption costs nothing
+            content["findings"].append({"level": "amber", "sentence": f"No relative mCE, {defence}: {error}."})
+        else:
+            found["relative_mCE"] = round(relative, 4)
 
 
 def show(content: dict[str, Any]) -> None:
@@ -286,7 +334,11 @@ def show(content: dict[str, Any]) -> None:
     for defence, found in content["summary"].items():
         say(
             f"{defence}: clean error {found['clean_error']:.1%}, mean corruption error {found['mean_corruption_error']:.1%} "
-            f"({scope}; not normalised), above the clean error {found['relative_mean_corruption_error']:.1%}"
+            f"({scope}), above the clean error {found['relative_mean_corruption_error']:.1%}"
+            + (f"; mCE {found['mCE']:.1%}" if "mCE" in found else "")
+            + (f", relative mCE {found['relative_mCE']:.1%}" if "relative_mCE" in found else "")
         )
+    if "baseline" in content:
+        say(f"mCE: errors over those of {content['baseline']}; above 100 % is worse")
     for finding in content["findings"]:
         say(f"{finding['level']}: {finding['sentence']}")

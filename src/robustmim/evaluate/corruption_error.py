@@ -8,6 +8,8 @@ says how much corruption costs, whatever the classifier does on clean images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from robustmim.errors import InputError
 
@@ -37,6 +39,65 @@ ALEXNET: dict[str, tuple[float, ...]] = {name: (mean,) * 5 for name, mean in _AL
 errors, to more digits); each is repeated five times, which gives the right sums over all five and over no fewer."""
 ALEXNET_CLEAN = 0.435
 """AlexNet's top-1 error on clean ImageNet, in the same table."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What corruption errors are divided by.
+
+    Attributes:
+        name: of the classifier.
+        errors: its error rates by corruption and severity.
+        clean: its error on clean images.
+    """
+
+    name: str
+    errors: Errors
+    clean: float
+
+
+def alexnet(names: Sequence[str], severities: Sequence[int]) -> Baseline:
+    """Return AlexNet on ImageNet-C, the baseline of published mCEs.
+
+    Raises:
+        InputError: other severities than all five, or corruptions that are not among the fifteen.
+    """
+    extra = [name for name in names if name not in ALEXNET]
+    if list(severities) != [1, 2, 3, 4, 5] or extra:
+        raise InputError(
+            "AlexNet's errors are known for the fifteen corruptions over all five severities: take --names all and "
+            "--severities 1,2,3,4,5, or another --baseline"
+        )
+    return Baseline("AlexNet on ImageNet-C", {name: ALEXNET[name] for name in names}, ALEXNET_CLEAN)
+
+
+def baseline_of(claim: Mapping[str, Any], own: Mapping[str, Any], defence: str = "bare") -> Baseline:
+    """Return the errors of a claim about corruptions, as the baseline of another one.
+
+    Args:
+        claim: of the classifier that is divided by.
+        own: the claim that is divided.
+        defence: bare, or purified.
+
+    Raises:
+        InputError: it is of other images, or lacks a corruption or severity.
+    """
+    for key, what in (("data", "data"), ("images", "number of images"), ("seed", "seed")):
+        if claim.get(key) != own[key]:
+            raise InputError(
+                f"the baseline's {what} is {claim.get(key)}, not {own[key]}: its errors are of other images"
+            )
+    errors = {
+        (row["corruption"], row["severity"]): 1 - row["correct"] / row["n"]
+        for row in claim["cells"]
+        if row["defence"] == defence
+    }
+    wanted = {name: [(name, severity) for severity in own["severities"]] for name in own["corruptions"]}
+    for cell in (cell for cells in wanted.values() for cell in cells):
+        if cell not in errors:
+            raise InputError(f"the baseline was not measured on {cell[0]}, severity {cell[1]}")
+    name = claim["classifier"] + (" without the purifier" if claim is own else "")
+    return Baseline(name, {name: [errors[cell] for cell in cells] for name, cells in wanted.items()}, errors["none", 0])
 
 
 def _sums(errors: Errors, baseline: Errors | None) -> list[tuple[float, float, int]]:

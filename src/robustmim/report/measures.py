@@ -179,6 +179,15 @@ def corruption_sections(folder: Path) -> list[Section]:
             found, what = claim["summary"][defence], f", {DEFENCES[defence][0].lower()}" if len(defences) > 1 else ""
             tiles.append((f"Mean corruption error{what}", percent(found["mean_corruption_error"])))
             tiles.append((f"Above the clean error{what}", percent(found["relative_mean_corruption_error"])))
+            if "mCE" in found:
+                tiles.append((f"mCE{what}", percent(found["mCE"])))
+            if "relative_mCE" in found:
+                tiles.append((f"Relative mCE{what}", percent(found["relative_mCE"])))
+        lead = (
+            f"mCE: errors over those of {claim['baseline']}; above 100 % is worse than it."
+            if "baseline" in claim
+            else "Not divided by the errors of a baseline."
+        )
         columns = tuple(DEFENCES[defence][0] for defence in defences)
         places = [("none", 0), *((name, severity) for name in names for severity in severities)]
         rows = tuple(
@@ -195,7 +204,7 @@ def corruption_sections(folder: Path) -> list[Section]:
                 tuple(headlines),
                 _findings(claim),
             ),
-            Facts("Mean errors", tuple(tiles), lead="Not divided by the errors of a baseline.", tiles=True),
+            Facts("Mean errors", tuple(tiles), lead=lead, tiles=True),
             Charts(
                 title="What each corruption costs",
                 plots=tuple(plots),
