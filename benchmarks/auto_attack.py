@@ -120,6 +120,7 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, ball: Ball) -> dict[str, Any
         "forward_ratio": round(forward / total(our_rows, "forward"), 2),
         "seconds_ours": total(our_rows, "seconds"),
         "seconds_theirs": seconds,
+        "hardware": environment()["hardware"],
         "attacks": our_rows,
     }
 

@@ -39,6 +39,13 @@ for mode in "identity: identity" "exact: exact, clip: exact" "straight-through: 
 done
 case_of gradient-modes-fast-cnn-mae-patch4 "evaluate gradient-modes" fast-cnn-cifar10 amrm-mae-patch4-cifar10 --radii '[2/255]' --attacks "$modes]"
 case_of gradient-modes-resnet56-mae-patch4 "evaluate gradient-modes" "$resnet56" amrm-mae-patch4-cifar10 --radii '[2/255]' --attacks "$modes]"
+# The slowest one by half as many steps again, and four modes.
+few="[{name: transfer, attack: pgd, against: classifier, options: {steps: 20}}"
+for mode in "identity: identity" "exact: exact, clip: exact" "tanh, exact clips: tanh, clip: exact" "normalised: normalised"; do
+  few+=", {name: '${mode%%: *}', attack: pgd, options: {steps: 5}, eot: 2, gradient: {mode: ${mode#*: }}}"
+done
+case_of gradient-modes-fast-cnn-mae-patch2 "evaluate gradient-modes" fast-cnn-cifar10 amrm-mae-patch2-cifar10 --radii '[2/255]' --attacks "$few]"
+case_of gradient-modes-resnet56-mae-patch2 "evaluate gradient-modes" "$resnet56" amrm-mae-patch2-cifar10 --radii '[2/255]' --attacks "$few]"
 # Everything that a purifier must face.
 case_of adaptive-resnet56-masked-conv "evaluate adaptive-purifier" "$resnet56" recommended-cifar10 --radii '[4/255]'
 # The nearest adversarial image: accuracy at every budget from one run.
