@@ -24,9 +24,9 @@ def test_the_slope_of_a_linear_function_is_found_on_average():
         return z.flatten(1) @ weight.T
 
     target = Target(scores=scores, keys=keys(0, "attack", torch.arange(3)))
-    slope = SPSA(directions=2000)._slope(target, x, torch.zeros(3, dtype=torch.long), 1, 0.0).flatten(1)
+    slope = SPSA(directions=600)._slope(target, x, torch.zeros(3, dtype=torch.long), 1, 0.0).flatten(1)
     exact = (weight[1] - weight[0]).expand(3, 12)
-    assert torch.nn.functional.cosine_similarity(slope, exact).min() > 0.98
+    assert torch.nn.functional.cosine_similarity(slope, exact).min() > 0.97
     assert not torch.equal(slope[0], slope[1])  # each sample has draws of its own
 
 
@@ -52,7 +52,7 @@ def test_it_needs_no_gradient():
         return model((z.detach() * 255).round() / 255)
 
     target = Target(scores=cut_off, keys=keys(0, "attack", torch.arange(len(x))))
-    found = build("attack", "spsa", steps=20, directions=64)(target, x, y, BALLS[0])
+    found = build("attack", "spsa", steps=15, directions=32)(target, x, y, BALLS[0])
     best = build("attack", "pgd", steps=20)(target_of(model, x), x, y, BALLS[0])
     assert (cut_off(found).argmax(1) != y).sum() >= (model(best).argmax(1) != y).sum() - 1 > 0
 
