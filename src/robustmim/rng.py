@@ -87,6 +87,10 @@ class Keys:
         radius = (-2 * torch.log1p(-self.fold("radius").uniform(*shape))).sqrt()
         return radius * torch.cos(2 * math.pi * self.fold("angle").uniform(*shape))
 
+    def signs(self, *shape: int) -> Float[Tensor, batch * shape]:
+        """Draw -1 or 1 with equal chance, one array of `shape` per sample."""
+        return 2 * (self.uniform(*shape) < 0.5).float() - 1
+
     def repeat(self, times: int) -> Keys:
         """Return keys for `x.repeat(times, 1, 1, 1)`: copy k of a sample gets its key folded with k."""
         return Keys(torch.cat([self.fold("copy", k).values for k in range(times)]))

@@ -82,8 +82,8 @@ class FastMinimumNorm:
         """Return the nearest adversarial image found, limited to the ball; else the image as it was.
 
         For a random defence an image is adversarial, and the ball shrinks, if all of a query's draws miss, and fresh ones
-        too. The callback is told of the samples still at work, and of their places in the batch,
-        "samples"; its value is the distance found so far.
+        too. The callback is told of the samples still at work, and of their places in the batch, "samples"; its value is the
+        distance found so far.
         """
         closest = Closest(x.clone(), torch.full((len(x),), torch.inf, device=x.device))
         radius, lead = torch.zeros_like(closest.distance), torch.zeros_like(closest.distance)
@@ -123,5 +123,4 @@ class FastMinimumNorm:
             unit = ascent / _wide(ascent.flatten(1).norm(dim=1).clamp(min=1e-12))
             moved = _onto(now - x[places] + size * unit, radius[places], ball.norm)
             shift[places] = (x[places] + moved).clamp(0, 1) - x[places]
-        none = _wide(~closest.distance.isfinite())
-        return limited(ball, torch.where(none, x, closest.images), x)
+        return limited(ball, closest.images, x)

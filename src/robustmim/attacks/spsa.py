@@ -80,7 +80,7 @@ class SPSA:
         slope = torch.zeros_like(now)
         for number in range(self.directions):
             drawn = part.keys.fold("direction", query + number)
-            sign = torch.where(drawn.uniform(*now.shape[1:]) < 0.5, -1.0, 1.0).to(now)
+            sign = drawn.signs(*now.shape[1:]).to(now)
 
             def at(end: Images, ask: int = query + number) -> PerSample:
                 return part.value(end.clamp(0, 1), y, margin, ask, progress=progress).value

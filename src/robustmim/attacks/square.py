@@ -29,10 +29,6 @@ _TILES = 5  # of the first perturbation in l2 and l1, along each side
 _TINY = 1e-12
 
 
-def _signs(drawn: Keys, *shape: int) -> Tensor:
-    return 2 * (drawn.uniform(*shape) < 0.5).float() - 1
-
-
 def _corners(drawn: Keys, side: int, height: int, width: int) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
     """Draw the first row and the first column of a square that lies in the image."""
     place = drawn.uniform(2)
@@ -130,14 +126,14 @@ class Square:
 
 def _stripes(x: Images, ball: Ball, drawn: Keys) -> Images:
     """Return the first guess in l∞: stripes, one random sign for each column and channel."""
-    stripes = _signs(drawn.fold("stripes"), x.shape[1], 1, x.shape[3]).to(x)
+    stripes = drawn.fold("stripes").signs(x.shape[1], 1, x.shape[3]).to(x)
     return ball.project(x + ball.eps * stripes.expand_as(x), x)
 
 
 def _repaint(best: Images, x: Images, ball: Ball, drawn: Keys, side: int) -> Images:
     """Set one square of each perturbation to ±ε, a random sign for each channel (Algorithm 2)."""
     inside = _inside(*_corners(drawn.fold("place"), side, *x.shape[2:]), side, *x.shape[2:])
-    signs = _signs(drawn.fold("sign"), x.shape[1], 1, 1).to(x)
+    signs = drawn.fold("sign").signs(x.shape[1], 1, 1).to(x)
     return ball.project(torch.where(inside, x + ball.eps * signs, best), x)
 
 
@@ -153,7 +149,7 @@ def _tiles(x: Images, ball: Ball, drawn: Keys) -> Images:
     pattern = torch.cat([torch.cat([hill_and_hollow(len(r), len(c)) for c in columns], 1) for r in rows])
     row = torch.cat([torch.full_like(r, number) for number, r in enumerate(rows)]).to(x.device)
     column = torch.cat([torch.full_like(c, number) for number, c in enumerate(columns)]).to(x.device)
-    signs = _signs(drawn.fold("tiles"), channels, count, count)[:, :, row][:, :, :, column]
+    signs = drawn.fold("tiles").signs(channels, count, count)[:, :, row][:, :, :, column]
     shift = (signs * pattern.to(signs)).to(x)
     length = shift.flatten(1).norm(_order(ball), dim=1).view(-1, 1, 1, 1)
     return nearest(ball, x + ball.eps * shift / length.clamp(min=_TINY), x)
@@ -174,7 +170,7 @@ def _move(best: Images, x: Images, ball: Ball, drawn: Keys, side: int) -> Images
 
     pattern = hill_and_hollow(side, side).to(x)
     lies = (drawn.fold("turn").uniform(1, 1, 1) < 0.5).to(x.device)
-    pattern = torch.where(lies, pattern.T, pattern) * _signs(drawn.fold("sign"), channels, 1, 1).to(x)
+    pattern = torch.where(lies, pattern.T, pattern) * drawn.fold("sign").signs(channels, 1, 1).to(x)
     span = torch.arange(side, device=x.device)
     window = (
         torch.arange(len(x), device=x.device).view(-1, 1, 1, 1),

@@ -147,8 +147,8 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on CUDA where supported, else float32."""
     compile: bool = False
-    """Compile the transformer's blocks (`torch.compile`, block by block): two minutes that a long run on a GPU, where small
-    kernels wait for their launch, may earn back. On a CPU it gains nothing (measured)."""
+    """Compile the transformer's blocks (`torch.compile`, block by block): minutes that a long run on a GPU, where small kernels
+    wait for their launch, may earn back; not timed on one. For a CPU it is not meant."""
 
     def __post_init__(self) -> None:
         """Refuse a run of nothing."""

@@ -41,7 +41,7 @@ def slope_agreement(
     gradient = replace(target, known=frozen, draws=1, chunk=1).gradient(middle, y, margin, 0).ascent
     said, seen = [], []
     for number in range(DIRECTIONS):
-        sign = torch.where(drawn.fold("direction", number).uniform(*x.shape[1:]) < 0.5, -1.0, 1.0).to(x)
+        sign = drawn.fold("direction", number).signs(*x.shape[1:]).to(x)
         ends = [margin(answer((middle + way * REACH * sign).clamp(0, 1), frozen), y) for way in (1, -1)]
         said.append((gradient * sign).flatten(1).sum(1))
         seen.append((ends[0] - ends[1]) / (2 * REACH))
