@@ -16,8 +16,9 @@ from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.honesty import active_checks, findings
+from robustmim.evaluate.memory import halving
 from robustmim.evaluate.robustbench import robustbench_entry
-from robustmim.evaluate.run import Evaluator, halving, read_records
+from robustmim.evaluate.run import Evaluator, read_records
 from robustmim.evaluate.statistics import wilson_interval
 from robustmim.evaluate.table import NO_ATTACK, Cell, Defence, cells, radii_of
 from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of_each

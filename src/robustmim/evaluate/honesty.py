@@ -20,8 +20,9 @@ from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.errors import RecipeError
 from robustmim.evaluate.accuracy import in_order
+from robustmim.evaluate.memory import halving
 from robustmim.evaluate.planted import Planted, plant
-from robustmim.evaluate.run import Evaluator, halving
+from robustmim.evaluate.run import Evaluator
 from robustmim.evaluate.slope import slope_agreement
 from robustmim.evaluate.table import Cell, cells, radii_of
 from robustmim.evaluate.verdict import Judged, broken, share

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from robustmim.errors import InputError, RecipeError
 from robustmim.evaluate.accuracy import in_order
 from robustmim.evaluate.journal import Journal, read_journal
 from robustmim.evaluate.kept import FOLDER, KeptImages
+from robustmim.evaluate.memory import out_of_memory
 from robustmim.evaluate.table import (
     Cell,
     Defence,
@@ -49,8 +50,6 @@ from robustmim.rng import Keys, keys
 from robustmim.runs import RunFolder, append_line
 from robustmim.train.distributed import World
 from robustmim.types import Images
-
-Result = TypeVar("Result")
 
 REFERENCES = 64
 """Images that an attacker has of the data."""
@@ -449,7 +448,7 @@ class Evaluator:
             yield from self.evaluate(batch, first=first, done=done)
             return
         except RuntimeError as error:
-            if not _out_of_memory(error) or len(batch.ids) == 1:
+            if not out_of_memory(error) or len(batch.ids) == 1:
                 raise
         if batch.images.is_cuda:
             torch.cuda.empty_cache()
@@ -459,23 +458,6 @@ class Evaluator:
             wanted = set(some.ids.tolist())
             known = {key: {i: row for i, row in rows.items() if i in wanted} for key, rows in done.items()}
             yield from self._in_memory(some, start, known)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def halving(images: int, work: Callable[[int], Result]) -> Result:
-    """Return what some work on so many images gives; on half as many, and so on, if the memory does not hold them."""
-    while True:
-        try:
-            return work(images)
-        except RuntimeError as error:
-            if not _out_of_memory(error) or images == 1:
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        images //= 2
 
 
 def read_records(folder: Path) -> dict[tuple[str, str, str], dict[int, dict[str, Any]]]:
