@@ -41,40 +41,95 @@ def difference(folder: Path, other: Path) -> str:
     return f"{100 * mean:+.1f} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
 
 
-def chain() -> str:
-    """Return the table of pre-training before the same adversarial fine-tuning."""
+def row_of(path: Path, *, controls: list[Path]) -> list[str]:
+    """Return clean, PGD-20 and worst case of a claim, and by how much more stands than after each control."""
+    claim = json.loads((path / "claim.json").read_text())
+    cells = {row["attack"]: row for row in claim["cells"]}
+    compared = [difference(path, control) if path != control and control.exists() else "" for control in controls]
+    return [percent(cells["none"]), percent(cells["PGD-20"]), percent(claim["worst_case"]), *compared]
+
+
+def made_with(paths: list[Path]) -> tuple[int, str]:
+    """Return how many images the claims are of, and the hardware."""
+    claims = [json.loads((path / "claim.json").read_text()) for path in paths]
+    return claims[0]["images"], ", ".join(sorted({claim["environment"]["hardware"] for claim in claims}))
+
+
+def smallest(method: str, suffix: str) -> list[str]:
+    """Return the lines of the table of a ViT of 64 × 3, fine-tuned by `method`; none if nothing has been measured."""
     folder = ROOT / "results" / "mimir"
     penalties = json.loads((folder / "penalties.json").read_text())
-    lines, images, hardware = [], 0, ""
+    lines, paths = [], []
     for name, (title, passes) in CHAIN.items():
-        for path in sorted(folder.glob(f"{name}-seed?")):
-            claim = json.loads((path / "claim.json").read_text())
-            images, hardware = claim["images"], claim["environment"]["hardware"]
-            cells = {row["attack"]: row for row in claim["cells"]}
+        for path in sorted(folder.glob(f"{name}{suffix}-seed?")):
             seed = path.name[-1]
-            pull = penalties.get(path.name)
-            control = folder / f"adversarial-mae-seed{seed}"
+            pull = penalties.get(f"{name}-seed{seed}")
             found = [
                 title,
                 seed,
                 f"{passes} + {passes}" if passes else "",
                 f"{pull['gradient_ratio']:.2g}" if pull else "",
-                percent(cells["none"]),
-                percent(cells["PGD-20"]),
-                percent(claim["worst_case"]),
-                difference(path, control) if path != control and control.exists() else "",
             ]
+            found += row_of(path, controls=[folder / f"adversarial-mae{suffix}-seed{seed}"])
             lines.append("| " + " | ".join(found) + " |")
+            paths.append(path)
+    if not paths:
+        return []
+    images, hardware = made_with(paths)
+    return [
+        f"Fine-tuned by {method} (the first {images} test images; {hardware}, one thread):",
+        "",
+        "| pre-training | seed | passes | pull | clean | PGD-20 | worst case | worst case, less adversarial MAE of that seed |",
+        "|---" * 8 + "|",
+        *lines,
+        "",
+    ]
+
+
+def longer() -> list[str]:
+    """Return the lines of the table of a ViT of 96 × 4, trained for longer; none if nothing has been measured."""
+    folder = ROOT / "results" / "vit-micro"
+    titles = {
+        "none": "none",
+        "mae": "MAE",
+        "adversarial-mae": "adversarial MAE",
+        "mimir": "MIMIR, ours (mimir-micro-cifar10)",
+    }
+    lines, paths = [], []
+    for method, written in (("pgd-at", "PGD-AT"), ("trades", "TRADES")):
+        for name, title in titles.items():
+            path = folder / f"{name}-{method}"
+            if not (path / "claim.json").exists():
+                continue
+            controls = [folder / f"none-{method}", folder / f"adversarial-mae-{method}"]
+            lines.append("| " + " | ".join([title, written, *row_of(path, controls=controls)]) + " |")
+            paths.append(path)
+    if not paths:
+        return []
+    images, hardware = made_with(paths)
+    return [
+        "A ViT of 96 × 4, patch 4 (0.46 M parameters), pre-trained for twelve passes, then fine-tuned for three (781 steps of 64 images "
+        f"each, two steps of attack), all rows alike, seed 0. l∞ 8/255, the first {images} test images; worst case: PGD-20, APGD-CE "
+        f"(50 steps), APGD-T (30 steps, 4 targets) and Square (300 questions). {hardware}, one thread. `results/vit-micro.sh`",
+        "",
+        "| pre-training | fine-tuning | clean | PGD-20 | worst case | worst case, less no pre-training | less adversarial MAE |",
+        "|---" * 7 + "|",
+        *lines,
+        "",
+    ]
+
+
+def chain() -> str:
+    """Return the tables of pre-training before the same adversarial fine-tuning."""
     head = [
         "## MIMIR: pre-training before the same adversarial fine-tuning",
         "",
         "A ViT of 64 × 3, patch 4 (0.16 M parameters), CIFAR-10: pre-trained for one pass (390 steps of 128 images), then "
-        "fine-tuned by N-FGSM at 8/255 for 0.6 passes (937 steps of 32), all rows alike; minutes of a core, so far from what "
-        f"the papers train. l∞ 8/255, the first {images} test images; worst case: PGD-20 and APGD-T (20 steps, 3 targets). "
+        "fine-tuned against 8/255 for 0.6 passes (937 steps of 32), all rows alike; minutes of a core, so far from what "
+        "the papers train. l∞ 8/255; worst case: PGD-20 and APGD-T (20 steps, 3 targets). "
         "*Pull*: length of the penalty's gradient over the reconstruction's, at the end of pre-training. *Passes*: forward + "
-        f"backward, a step of pre-training. {hardware}, one thread. `results/mimir.sh`",
+        "backward, a step of pre-training. `results/mimir.sh`",
         "",
-        "| pre-training | seed | passes | pull | clean | PGD-20 | worst case | worst case, less adversarial MAE of that seed |",
-        "|---" * 8 + "|",
     ]
-    return "\n".join(head + lines) + "\n"
+    lines = smallest("N-FGSM", "") + smallest("TRADES, two steps of attack", "-trades") + longer()
+    return "\n".join(head + lines[:-1]) + "\n"

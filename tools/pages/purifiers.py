@@ -31,7 +31,8 @@ def row_of(name: str, claim: dict, cost: dict | None) -> tuple[float, list[str]]
         passes += f", classifier {cost['classifier_forward']:g} + {cost['classifier_backward']:g}"
     worst = claim["worst_cases"][-1]
     spent = claim["milliseconds_per_image"].get("purify")
-    found = [name, claim["purifier"] or "", percent(cells["none", defence])]
+    shorter = " ‡" if "steps 5" in claim["protocol"]["full gradient"] else ""
+    found = [name + shorter, claim["purifier"] or "", percent(cells["none", defence])]
     found += [percent(cells.get((attack, defence))) for attack in ATTACKS]
     found += [f"**{percent(worst)}**", f"{spent / 1000:.3f}" if spent else "", passes]
     return worst["accuracy"], found
@@ -74,7 +75,8 @@ def purifier_table() -> str:
         "(there 200 and 20); for a descent by signs that is the identity but for its clips, and JPEG's rounding, whose own is zero, is "
         "passed straight through. *Smooth gradient*: the same by tanh in the place of a sign, by a cubic in that of JPEG's rounding; "
         "where nothing is flat it is the same gradient. *Worst case*: image by "
-        "image, the worst of the three. Short attacks compare purifiers; they are no verdict, which the suites above give. "
+        "image, the worst of what is there. *‡*: many passes, so PGD-5 and one draw a step, and no smooth gradient where nothing is "
+        "flat. Short attacks compare purifiers; they are no verdict, which the suites above give. "
         "Generators and masked models are small ones of our own, trained for minutes: rows are methods on those, not the papers' "
         "numbers. *Passes*: of the network, forward + backward, for each image. `results/table.sh`",
         "",
