@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# MIMIR's chain for a ViT of 96 × 4, as far as an hour or two of a CPU core goes: results/vit-micro.sh. Needs ROBUSTMIM_DATA
+# MIMIR's chain for a ViT of 96 × 4, as far as two hours of a CPU core go: results/vit-micro.sh [ROW …]. Needs ROBUSTMIM_DATA
 # (CIFAR-10). Pre-training by MIMIR, by MAE and by adversarial MAE for twelve passes, and none; then PGD-AT, after MIMIR and after
-# none TRADES too, for three passes, all alike: 781 steps of 64 images a pass, two steps of attack. Weights go to runs/vit-micro/,
-# claims to results/vit-micro/; what is there is resumed.
+# none TRADES too, for three passes, all alike: 781 steps of 64 images a pass, two steps of attack. Weights go to
+# runs/vit-micro/, claims to results/vit-micro/; what is there is resumed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 robustmim=${ROBUSTMIM:-robustmim}
+wanted=("$@")
 attacks='[{name: PGD-20, attack: pgd, options: {steps: 20, step_size: 0.25}}, {name: APGD-CE, attack: apgd-ce, options: {steps: 50}},
   {name: APGD-T, attack: apgd-targeted, options: {steps: 30, targets: 4}}, {name: Square, attack: square, options: {queries: 300}}]'
 
 # What pre-trained, its recipe (none: nothing did), the method of fine-tuning.
 row() {
   local name=$1 pretraining=$2 method=$3
+  if [ ${#wanted[@]} -gt 0 ] && [[ ! " ${wanted[*]} " == *" $name "* ]]; then return; fi
   local here=runs/vit-micro out=results/vit-micro/$1-$3
   local recipe=vit-micro-adversarial-cifar10 start=()
   if [ "$pretraining" != none ]; then

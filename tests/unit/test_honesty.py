@@ -119,6 +119,15 @@ def test_a_loss_that_falls_under_attack():
     assert "loss-not-rising" not in loss(1.1)
 
 
+def test_an_attack_that_climbs_the_margin_may_lower_the_loss():
+    def found(margin):
+        numbers = {"loss_before": 1.0, "loss_after": 0.9, "margin_before": -2.0, "margin_after": margin}
+        return said(WHITE, records=[rows("white", [4] * 20, **numbers)])
+
+    assert found(-2.5)["loss-not-rising"] == "red"
+    assert "loss-not-rising" not in found(-1.5)
+
+
 def test_a_purifier_that_makes_it_worse_and_an_attack_that_leaves_the_ball():
     cells = [
         {"attack": "gray", "radius": "8/255", "defence": defence, "low": low, "high": low + 0.1}

@@ -183,15 +183,20 @@ def _loss(records: Records, evaluator: Evaluator) -> Iterator[Finding]:
         if isinstance(evaluator.attacks[attack.name], KnowingAttack):
             continue  # it climbs something else
         rows = [row for row in _rows(records, attack, evaluator) if "loss_after" in row]
-        # What has fallen was left alone wherever that was.
-        lower = sum(row["loss_after"] < row["loss_before"] - 1e-6 and not broken(row) for row in rows)
+        # What has fallen was left alone wherever that was. Who climbs a ratio of logits may lower the one or the other.
+        lower = sum(_lower(row, "loss") and _lower(row, "margin") and not broken(row) for row in rows)
         if rows and lower > STUCK * len(rows):
             yield Finding(
                 "loss-not-rising",
                 "red",
-                f"{attack.name}: for {lower} of {len(rows)} images the loss is lower after the attack than before: it does not "
-                "climb. Take smaller steps, more draws, or another gradient.",
+                f"{attack.name}: for {lower} of {len(rows)} images loss and margin are lower after the attack than before: it does "
+                "not climb. Take smaller steps, more draws, or another gradient.",
             )
+
+
+def _lower(row: dict[str, Any], name: str) -> bool:
+    """Tell whether an attack left a sample lower than it was; yes, where a record of old does not say."""
+    return f"{name}_after" not in row or row[f"{name}_after"] < row[f"{name}_before"] - 1e-6
 
 
 def _comparisons(content: dict[str, Any], records: Records, evaluator: Evaluator) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustmim.attacks.objectives import Logits, cross_entropy
+from robustmim.attacks.objectives import Logits, cross_entropy, margin
 from robustmim.attacks.parts import KnowingAttack, Parts
 from robustmim.attacks.target import Attack, Chunks, Cost, Interrupted, Target
 from robustmim.clock import seconds
@@ -237,8 +237,8 @@ class Evaluator:
     ) -> tuple[Images, dict[str, list[float]], Cost]:
         """Return adversarial images, what is to be known of how they came about, and what they cost.
 
-        The second holds, per sample: "loss", cross-entropy of the attacker's objective before and after; "zero_gradient",
-        the share of the gradient's elements at the clean image that are exactly zero; "distance" moved, in the norm;
+        The second holds, per sample: "loss", the cross-entropy, and "margin", the largest wrong logit less the right one, before
+        and after; "zero_gradient", the share of the gradient's elements at the clean image that are exactly zero; "distance" moved, in the norm;
         "failed", 1 if the attack left something that is no image in the ball, for which the clean image stands.
         """
         ball = Ball(norm=self.recipe.norm, eps=radius)
@@ -262,6 +262,7 @@ class Evaluator:
             before = probe.value(x, y, cross_entropy, 0)
         after = probe.value(found, y, cross_entropy, 0, progress=1.0)
         about["loss_before"], about["loss_after"] = before.value.tolist(), after.value.tolist()
+        about["margin_before"], about["margin_after"] = (margin(seen.logits, y).tolist() for seen in (before, after))
         return found, about, cost
 
     def _answer(self, defence: Defence) -> Callable[[Images, Keys], Logits]:
