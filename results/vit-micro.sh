@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MIMIR's chain for a ViT of 96 × 4, as far as two hours of a CPU core go: results/vit-micro.sh [ROW …]. Needs ROBUSTMIM_DATA
+# MIMIR's chain for a ViT of 96 × 4, in about three hours of a CPU core: results/vit-micro.sh [ROW …]. Needs ROBUSTMIM_DATA
 # (CIFAR-10). Pre-training by MIMIR, by MAE and by adversarial MAE for twelve passes, and none; then PGD-AT, after MIMIR and after
 # none TRADES too, for three passes, all alike: 781 steps of 64 images a pass, two steps of attack. Weights go to
 # runs/vit-micro/, claims to results/vit-micro/; what is there is resumed.
@@ -39,3 +39,8 @@ row adversarial-mae adversarial-mae-micro-cifar10 pgd-at
 row mae mae-micro-cifar10 pgd-at
 row mimir mimir-micro-cifar10 trades
 row none none trades
+# MIMIR-Pure: the same autoencoder before the classifier whose encoder it has, as both ship.
+if [ ${#wanted[@]} -eq 0 ] || [[ " ${wanted[*]} " == *" mimir-pure "* ]]; then
+  $robustmim evaluate purifier-table --classifier vit-mimir-micro-cifar10 --purifier mimir-pure-cifar10 --radii '[8/255]' \
+    --out results/vit-micro/mimir-pure || [ $? -eq 4 ]
+fi

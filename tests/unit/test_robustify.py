@@ -264,6 +264,15 @@ def test_where_nothing_is_hidden_the_anchor_is_the_distance_from_the_clean_image
     torch.testing.assert_close(found["loss"], found["classification"] + 2 * apart)
 
 
+def test_the_temperature_softens_the_answers_that_the_loss_is_of():
+    model, classifier, batch = parts()
+    recipe = replace(RECIPE, reconstruction=ReconstructionConfig(mask_ratio=0.0), anchor=0.0, temperature=4.0)
+    objective = Robustification(model, classifier, recipe)
+    drawn = keys(0, "step", batch.ids, 0)
+    logits = classifier(objective.purifier(objective.adversarial(batch.images, batch.labels, drawn), keys=drawn))
+    torch.testing.assert_close(loss_of(objective, batch)["loss"], F.cross_entropy(logits / 4, batch.labels))
+
+
 @pytest.mark.parametrize("recipe", ["masked-conv-one-pass-robust-cifar10", "masked-conv-still-robust-cifar10"])
 def test_the_command_trains_one_pass(recipe, tmp_path):
     pytest.importorskip("foolbox")

@@ -116,6 +116,34 @@ def longer() -> list[str]:
         "|---" * 7 + "|",
         *lines,
         "",
+        *both_ways(folder / "mimir-pure"),
+    ]
+
+
+def both_ways(path: Path) -> list[str]:
+    """Return the lines of MIMIR-Pure's table, bare and purified; none if it has not been measured."""
+    if not (path / "claim.json").exists():
+        return []
+    claim = json.loads((path / "claim.json").read_text())
+    attacks = ("none", "gray-box", "full gradient", "smooth gradient")
+    cells = {(row["attack"], row["defence"]): row for row in claim["cells"]}
+    rows = [
+        "| "
+        + " | ".join([title, *(percent(cells.get((attack, defence))) for attack in attacks), percent(worst)])
+        + " |"
+        for title, defence, worst in (
+            ("alone", "bare", None),
+            ("behind its own autoencoder", "purified", claim["worst_cases"][-1]),
+        )
+    ]
+    return [
+        f"*MIMIR-Pure*: the PGD-AT row of MIMIR behind AMRM-Pure with the decoder of the same pre-training, l∞ "
+        f"{claim['worst_cases'][-1]['radius']}, {claim['data']}, n = {claim['images']}; attacks as in *Purifiers compared*.",
+        "",
+        "| classifier | no attack | gray box | gradient as published | smooth gradient | worst case |",
+        "|---" * 6 + "|",
+        *rows,
+        "",
     ]
 
 

@@ -172,7 +172,7 @@ class Robustification:
         else:
             purified = self.purifier.differentiable(attacked, keys=drawn, gradient=recipe.gradient)
         logits = self.classifier(purified)
-        classification = F.cross_entropy(logits, y)
+        classification = F.cross_entropy(logits / recipe.temperature, y)
         found["classification"] = classification.detach()
         found["accuracy"] = (logits.argmax(1) == y).float().mean()
         loss = classification
