@@ -464,3 +464,12 @@ def test_what_other_attacks_left_standing_tells_no_distances(tmp_path):
     attacks = (near, AttackConfig(name="pgd"), dataclasses.replace(near, name="later"))
     content = concluded(tmp_path, Evaluator(Halves(), None, recipe(*attacks, cascade=True)))
     assert list(content["nearest"]) == ["near"]  # it faced all images
+
+
+def test_what_draws_nothing_is_asked_once_however_many_draws_an_attack_averages_over(tmp_path):
+    def passes(defence, name):
+        evaluator = Evaluator(Halves(), defence, recipe())
+        evaluated(tmp_path / name, evaluator)
+        return sum(row["forward"] for row in read_lines(tmp_path / name / "costs.jsonl"))
+
+    assert passes(noisy(0.0), "random") > 3 * passes(Purify(lambda x, drawn: x, randomised=False), "same")

@@ -223,7 +223,8 @@ class Evaluator:
             parts=self.parts,
             # What falls before the attacker's purifier need not fall before the real one.
             drop=not _asks_another(gradient),
-            draws=attack.eot,
+            # All draws of what draws nothing are the same; a replacement may draw on its own.
+            draws=attack.eot if self.randomised or gradient.mode == "replacement" else 1,
             average=attack.average,
             randomised=self.randomised,
             known=self.known_keys(attack, batch),
