@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # MIMIR's chain for a ViT of 96 × 4, in about three hours of a CPU core: results/vit-micro.sh [ROW …]. Needs ROBUSTMIM_DATA
-# (CIFAR-10). Pre-training by MIMIR, by MAE and by adversarial MAE for twelve passes, and none; then PGD-AT, after MIMIR and after
-# none TRADES too, for three passes, all alike: 781 steps of 64 images a pass, two steps of attack. Weights go to
-# runs/vit-micro/, claims to results/vit-micro/; what is there is resumed.
+# (CIFAR-10). Pre-training by MIMIR, by MAE and by adversarial MAE for twelve passes, and none; then PGD-AT, after MIMIR TRADES
+# too, for three passes, all alike: 781 steps of 64 images a pass, two steps of attack. Weights go to runs/vit-micro/, claims to
+# results/vit-micro/; what is there is resumed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -38,7 +38,6 @@ row none none pgd-at
 row adversarial-mae adversarial-mae-micro-cifar10 pgd-at
 row mae mae-micro-cifar10 pgd-at
 row mimir mimir-micro-cifar10 trades
-row none none trades
 # MIMIR-Pure: the same autoencoder before the classifier whose encoder it has, as both ship.
 if [ ${#wanted[@]} -eq 0 ] || [[ " ${wanted[*]} " == *" mimir-pure "* ]]; then
   $robustmim evaluate purifier-table --classifier vit-mimir-micro-cifar10 --purifier mimir-pure-cifar10 --radii '[8/255]' \
