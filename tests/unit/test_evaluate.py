@@ -14,8 +14,9 @@ from torch import nn
 from robustmim.config import AttackConfig, ChecksConfig, DataConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
+from robustmim.evaluate.active_checks import active_checks
 from robustmim.evaluate.claims import claim, conclude, faced_by_sample, proportion, worst_case
-from robustmim.evaluate.honesty import active_checks, status
+from robustmim.evaluate.honesty import status
 from robustmim.evaluate.run import Evaluator, read_records
 from robustmim.evaluate.table import Cell, in_rising_order
 from robustmim.evaluate.verdict import broken, judge, share, worst_of_each

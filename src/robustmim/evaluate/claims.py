@@ -15,7 +15,8 @@ from robustmim.config import AttackConfig, EvaluateRecipe, GradientConfig, Purif
 from robustmim.data.loader import Batch
 from robustmim.data.sources import Source
 from robustmim.evaluate.accuracy import in_order
-from robustmim.evaluate.honesty import active_checks, findings
+from robustmim.evaluate.active_checks import active_checks
+from robustmim.evaluate.honesty import findings
 from robustmim.evaluate.memory import halving
 from robustmim.evaluate.robustbench import robustbench_entry
 from robustmim.evaluate.run import Evaluator, read_records
