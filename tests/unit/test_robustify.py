@@ -271,6 +271,8 @@ def test_the_temperature_softens_the_answers_that_the_loss_is_of():
     drawn = keys(0, "step", batch.ids, 0)
     logits = classifier(objective.purifier(objective.adversarial(batch.images, batch.labels, drawn), keys=drawn))
     torch.testing.assert_close(loss_of(objective, batch)["loss"], F.cross_entropy(logits / 4, batch.labels))
+    with pytest.raises(RecipeError, match="above zero"):
+        Robustification(model, classifier, replace(recipe, temperature=0.0))
 
 
 @pytest.mark.parametrize("recipe", ["masked-conv-one-pass-robust-cifar10", "masked-conv-still-robust-cifar10"])

@@ -107,11 +107,16 @@ class Robustification:
         recipe: attack, purification, which weights.
 
     Raises:
-        RecipeError: a model without a decoder whose decoder is to be trained; a teacher's recipe that is not there.
+        RecipeError: a model without a decoder whose decoder is to be trained; a teacher's recipe that is not there; a
+            temperature that is not above zero.
         CheckpointError: the teacher's model cannot be loaded.
     """
 
     def __init__(self, model: MaskedModel, classifier: nn.Module, recipe: RobustifyRecipe) -> None:
+        if not recipe.temperature > 0:
+            raise RecipeError(
+                f"temperature: the logits are divided by it, so it is above zero, not {recipe.temperature:g}"
+            )
         module = cast(nn.Module, model)
         self.classifier, self.recipe = folded(classifier), recipe
         at_start = _purifier(cast(MaskedModel, copy.deepcopy(module)), recipe) if recipe.examples == "static" else None
