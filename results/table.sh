@@ -2,7 +2,7 @@
 # The table purifier × attack: results/table.sh [CLASSIFIER [PURIFIER …]], with CLASSIFIER fast-cnn-cifar10, resnet56 or
 # fast-cnn-adversarial-cifar10. Needs ROBUSTMIM_DATA (CIFAR-10) and, for the ResNet-56, ROBUSTMIM_MODELS. What is there is resumed.
 # Purifiers of many passes are attacked by fewer steps and draws, as their claims say; those of them that take no sign and round
-# nothing, by their own gradient alone, which a smooth one does not differ from.
+# nothing, by their own gradient alone, which a smooth one differs from at clips only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -15,7 +15,7 @@ attacks='[{name: PGD-20, attack: pgd, options: {steps: 20, step_size: 0.25}}, {n
 row() {
   local name=$1 pretraining=$2 method=$3
   if [ ${#wanted[@]} -gt 0 ] && [[ ! " ${wanted[*]} " == *" $name "* ]]; then return; fi
-  local here=runs/vit-micro out=results/vit-micro/$1-$3
+  local here=runs/vit-micro out=results/vit-micro/$name-$method
   local recipe=vit-micro-adversarial-cifar10 start=()
   if [ "$pretraining" != none ]; then
     [ -e "$here/$name/model.safetensors" ] || $robustmim pretrain "$pretraining" --run.epochs 12 --out "$here/$name"

@@ -59,7 +59,7 @@ class RobustifyRecipe:
     """Rank of the change of each layer, for low-rank."""
     temperature: float = 1.0
     """What the logits are divided by in the loss (ours). A classifier that is not trained along is surely wrong under attack; above 1
-    that costs little more than not to know, and the purifier is not driven into blotting images out."""
+    that costs little more than not to know, and less speaks for blotting images out."""
     anchor: float = 0.0
     """Weight of the reconstruction loss of clean images (ours), which keeps the model a masked autoencoder. Where nothing is
     hidden: of the squared distance of purified images from the clean ones."""
