@@ -30,6 +30,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "masked-model": (
         "robustmim.models.mae",
         "robustmim.models.masked_conv",
+        "robustmim.models.guided_conv",
         "robustmim.models.maskdit",
         "robustmim.models.context_encoder",
     ),

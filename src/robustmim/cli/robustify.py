@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> int:
     from robustmim.errors import CheckpointError, RecipeError
     from robustmim.evaluate.accuracy import in_order
     from robustmim.evaluate.run import Evaluator
+    from robustmim.models.guided_conv import open_guided
     from robustmim.models.masked import MaskedModel
     from robustmim.models.masked_denoiser import MaskedDenoiser, MaskedDiffusion
     from robustmim.models.zoo import about_model, load_model, open_classifier
@@ -42,7 +43,12 @@ def main(arguments: list[str]) -> int:
         torch.manual_seed(
             recipe.run.seed
         )  # every draw is keyed; libraries that are not would at least repeat themselves
-        model = load_model(recipe.masked_model, kind="masked-model", device=here.device)
+        model: torch.nn.Module
+        if recipe.guide is not None:
+            model, about = open_guided(recipe.masked_model, recipe.guide, device=here.device)
+        else:
+            model = load_model(recipe.masked_model, kind="masked-model", device=here.device)
+            about = about_model(recipe.masked_model)
         masked = MaskedDenoiser(model, recipe.denoiser) if isinstance(model, MaskedDiffusion) else model
         if not isinstance(masked, MaskedModel):
             raise CheckpointError(f"{recipe.masked_model} does not reconstruct from masks")
@@ -71,6 +77,6 @@ def main(arguments: list[str]) -> int:
             objective=objective,
             batches=open_loader(recipe.data, recipe.run, here, open_source(recipe.data, here.device)),
             evaluate=evaluate,
-            saved_config={key: about_model(recipe.masked_model)[key] for key in ("kind", "name", "options", "classes")},
+            saved_config={key: about[key] for key in ("kind", "name", "options", "classes")},
             finish=merge_low_rank,
         )

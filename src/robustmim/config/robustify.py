@@ -16,6 +16,9 @@ class RobustifyRecipe:
 
     masked_model: str
     """Zoo name or folder of the masked model to begin with."""
+    guide: str | None = None
+    """Zoo name or folder of a classifier whose belief the masked convolution is told (ours); it is not trained, and kept with the
+    model."""
     classifier: str = "fast-cnn-cifar10"
     """Zoo name or folder of the classifier, or someone else's checkpoint; it stays as it is."""
     arch: str | None = None

@@ -12,6 +12,8 @@ Westin 1993); the U-Net, which also sees the mask, adds what that misses. It wor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,16 +124,25 @@ class MaskedConvolution(PixelModel):
             # Beyond the border there is nothing to see.
             pixels, visible = F.pad(pixels, border), F.pad(visible, border)
         filled = self.filling(pixels, visible)
-        features = torch.cat([pixels + filled * (1 - visible), 1 - visible], dim=1)
-        features = F.pixel_unshuffle(features, 2).contiguous(memory_format=torch.channels_last)
-        features = self.stem(features)
+        seen = pixels + filled * (1 - visible)
+        features = F.pixel_unshuffle(torch.cat([seen, 1 - visible], dim=1), 2)
+        features = self.stem(features.contiguous(memory_format=torch.channels_last))
+        down, up = self.conditions(seen[..., :height, :width] + 0.5)
         skipped: list[Tensor] = []
         for level, encoder in enumerate(self.encoder):
-            features = encoder(features)
+            features = encoder(features + down[level])
             if level < len(self.down):
                 skipped.append(features)
                 features = self.down[level](features)
         for level in reversed(range(len(self.up))):
-            features = self.decoder[level](self.up[level](features) + skipped[level])
+            features = self.decoder[level](self.up[level](features) + skipped[level] + up[level])
         predicted = filled + F.pixel_shuffle(self.head(features), 2)
         return predicted[..., :height, :width] + 0.5
+
+    def conditions(self, seen: Images) -> tuple[Sequence[Tensor | float], Sequence[Tensor | float]]:
+        """Return what is added to the features of each level, on the way down and on the way up: nothing here.
+
+        Args:
+            seen: `[B, 3, H, W]` around [0, 1], the visible pixels, and the filling where they are hidden.
+        """
+        return [0.0] * len(self.encoder), [0.0] * len(self.decoder)

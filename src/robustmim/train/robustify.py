@@ -38,8 +38,11 @@ from robustmim.rng import Keys
 from robustmim.rng import keys as keys_of
 from robustmim.types import Images, Labels, PerSample
 
-DECODER = ("decoder", "mask_token", "up.", "head.")
+DECODER = ("decoder", "mask_token", "up.", "told_up.", "head.")
 """How the names of a decoder's weights begin: those of transformers, then those of the masked convolution."""
+
+GUIDE = "guide."
+"""How the names of a guide's weights begin, which are never trained here."""
 
 
 class _LowRank(nn.Module):
@@ -65,16 +68,20 @@ def choose_weights(model: nn.Module, recipe: RobustifyRecipe) -> tuple[nn.Parame
     freeze(model)
     if recipe.weights == "low-rank":
         generator = torch.Generator().manual_seed(recipe.run.seed)
-        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        layers = [
+            layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and not name.startswith(GUIDE)
+        ]
         for layer in layers:
             parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, recipe.rank, generator))
         chosen = [factor for part in model.modules() if isinstance(part, _LowRank) for factor in part.parameters()]
     else:
-        named = [(name, weight) for name, weight in model.named_parameters()]
         chosen = [
             weight
-            for name, weight in named
-            if recipe.weights == "all" or name.removeprefix("network.").startswith(DECODER)
+            for name, weight in model.named_parameters()
+            if not name.startswith(GUIDE)
+            and (recipe.weights == "all" or name.removeprefix("network.").startswith(DECODER))
         ]
     if not chosen:
         raise RecipeError(f"{recipe.masked_model} has no decoder to train; set weights to all or low-rank")
