@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 cheap="none gaussian-noise jpeg median total-variation reconstruction-cifar10 ce-pure-cifar10 diffpure-unet-cifar10 \
-  diffusion-maskdit-micro-cifar10 recommended-cifar10 ramrm-masked-conv-cifar10 amrm-mae-patch4-cifar10 ramrm-mae-patch4-cifar10 \
-  amrm-maskdit-micro-cifar10 ramrm-maskdit-micro-cifar10 scoreopt-noised-unet-cifar10 scoreopt-image-unet-cifar10"
+  diffusion-maskdit-micro-cifar10 recommended-cifar10 amrm-rmasked-conv-cifar10 amrm-mae-patch4-cifar10 amrm-rmae-patch4-cifar10 \
+  amrm-maskdit-micro-cifar10 amrm-rmaskdit-micro-cifar10 scoreopt-noised-unet-cifar10 scoreopt-image-unet-cifar10"
 dear="amrm-mae-patch2-cifar10 soap-cifar10"
 dear_and_smooth="adp-cifar10 coup-unet-cifar10 diffpure-ddpm-unet-cifar10 diffpure-sde-unet-cifar10"
 two='{name: gray-box, attack: pgd, against: classifier, options: {steps: 20}},

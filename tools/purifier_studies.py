@@ -334,6 +334,7 @@ def chart() -> None:
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     # The same file from the same numbers.
     plt.rcParams |= {"svg.hashsalt": "robustmim", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
@@ -363,10 +364,16 @@ def chart() -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for family in (name for name in shapes if name in used):
         axes.scatter([], [], s=32, marker=shapes[family], color="#555555", label=family)
-    for radius, colour in colours.items():
-        axes.scatter([], [], s=32, marker=",", color=colour, label=f"ε = {radius_text(radius)}, gray box")
-    axes.scatter([], [], s=32, marker=",", facecolor="none", edgecolor=colours[RADII[0]], label="worst case, white box")
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncols=3)
+    # Colours as patches: a square would be taken for the marker of a family.
+    patches = [Patch(color=colour, label=f"ε = {radius_text(radius)}, gray box") for radius, colour in colours.items()]
+    patches.append(Patch(facecolor="none", edgecolor=colours[RADII[0]], label="worst case, white box"))
+    figure.legend(
+        handles=[*axes.get_legend_handles_labels()[0], *patches],
+        frameon=False,
+        fontsize=8,
+        loc="outside upper center",
+        ncols=3,
+    )
     figure.subplots_adjust(top=0.84)
     path = ROOT / "docs" / "images" / "mask-scales.svg"
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")

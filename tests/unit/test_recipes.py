@@ -23,6 +23,7 @@ from robustmim.config import (
 )
 from robustmim.errors import RecipeError
 from robustmim.radius import Radius, radius_text
+from robustmim.recipe import RECIPES as RECIPES_FOLDER
 from robustmim.recipe import find_recipe, load_recipe, parse, recipe_names
 from robustmim.runs import read_json, read_lines, to_plain
 
@@ -38,6 +39,12 @@ KINDS = {
 }
 RECIPES = recipe_names()
 TRAINED = [name for name, path in RECIPES.items() if path.parent.name in ("train", "pretrain")]
+
+
+def test_no_two_recipes_that_ship_share_a_name():
+    """A name finds one file: the other could not be asked for, and no test below would meet it."""
+    files = [path.stem for path in RECIPES_FOLDER.glob("*/*.yaml")]
+    assert len(files) == len(RECIPES) == len(set(files))
 
 
 @pytest.mark.parametrize("name", RECIPES)
