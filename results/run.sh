@@ -52,9 +52,13 @@ case_of adaptive-resnet56-masked-conv "evaluate adaptive-purifier" "$resnet56" r
 case_of nearest-fast-cnn-adversarial "evaluate nearest" fast-cnn-adversarial-cifar10 none
 # A purifier that holds? Trained through the classifier, judged by the suite for smooth purifiers; and the classifier alone.
 # First, 50 minutes of a core each (what they logged is in training.jsonl): robustmim robustify masked-conv-one-pass-cifar10,
-# robustmim robustify masked-conv-one-pass-robust-cifar10, robustmim robustify masked-conv-still-cifar10.
+# robustmim robustify masked-conv-one-pass-robust-cifar10, robustmim robustify masked-conv-still-cifar10, and after it
+# robustmim robustify guided-conv-cifar10.
 case_of holds-resnet56-one-pass "evaluate adaptive-smooth" "$resnet56" one-pass-cifar10 --radii '[2/255]'
 case_of holds-resnet56-still "evaluate adaptive-smooth" "$resnet56" still-cifar10 --radii '[2/255]'
+# Told by a classifier that withstands attacks at this budget, which is measured alone beside it.
+case_of holds-resnet56-guided "evaluate adaptive-smooth-guided" "$resnet56" guided-cifar10
+case_of holds-guide-alone "evaluate adaptive-smooth" fast-cnn-adversarial-small-cifar10 none --radii '[2/255]'
 case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'
 case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 none --radii '[8/255]'
 case_of holds-resnet56-anti-adversary "evaluate adaptive-guided" "$resnet56" anti-adversary-cifar10 --draws 1 --checks.images 0
