@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -11,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from robustmim.attacks.target import Interrupted
 from robustmim.config import AttackConfig, ChecksConfig, DataConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
 from robustmim.errors import RecipeError
-from robustmim.evaluate.active_checks import active_checks
+from robustmim.evaluate.active_checks import SO_FAR, active_checks
 from robustmim.evaluate.claims import claim, conclude, faced_by_sample, proportion, worst_case
 from robustmim.evaluate.honesty import status
 from robustmim.evaluate.run import Evaluator, read_records
@@ -398,6 +400,33 @@ class TestChecks:
         content = concluded(tmp_path, Evaluator(Backwards(), None, recipe(checks=checks)))
         assert levels(content)["loss-not-rising"] == "red"
         assert levels(content)["large-budget"] == "red"
+
+    def test_stopped_anywhere_they_go_on_after_the_last_that_ended(self, tmp_path):
+        evaluator = Evaluator(Halves(), noisy(0.02), recipe(checks=ChecksConfig(images=4)))
+        named = {"classifier": "halves", "purify": None, "device": CPU}
+        whole = conclude(evaluator, *evaluated(tmp_path / "whole", evaluator)[:2], **named)
+        source, folder, _ = evaluated(tmp_path / "stopped", evaluator)
+        asked, tries, ended = [], 0, set()
+
+        def interrupt():
+            asked.append(None)
+            if len(asked) in (50, 150, 400, 800):
+                raise Interrupted
+
+        content = None
+        while content is None:
+            with contextlib.suppress(Interrupted):
+                content = conclude(evaluator, source, folder, **named, interrupt=interrupt)
+            tries += 1
+            if content is None and (tmp_path / "stopped" / SO_FAR).exists():
+                rows = read_json(tmp_path / "stopped" / SO_FAR)["rows"]
+                assert ended <= rows.keys()
+                ended |= rows.keys()
+        assert tries > 2
+        assert {"noise-suffices", "more-steps"} <= ended
+        assert (tmp_path / "stopped" / "checks.json").read_bytes() == (tmp_path / "whole" / "checks.json").read_bytes()
+        assert levels(content) == levels(whole)
+        assert not (tmp_path / "stopped" / SO_FAR).exists()
 
     def test_a_sound_evaluation_is_not_red(self, tmp_path):
         source = Images(n=40)

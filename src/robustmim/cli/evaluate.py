@@ -131,10 +131,11 @@ def measure(
         The exit code and the claim; None for the claim where there is none: a dry run, a run that was stopped, or a
         process that does not lead.
     """
+    from robustmim.attacks.target import Interrupted
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.evaluate.claims import conclude
     from robustmim.evaluate.kept import FOLDER
-    from robustmim.evaluate.run import dealt, read_records
+    from robustmim.evaluate.run import dealt, read_records, until
     from robustmim.purify.load import describe
     from robustmim.report.page import write_report
     from robustmim.runs import RunFolder
@@ -174,41 +175,47 @@ def measure(
         if here.leads:
             named = describe(purify) if purify else "no purifier"
             say(f"{path}: {len(source)} images of {source.name}, {len(evaluator.attacks)} attacks; {named}")
+        limit = float(options.max_time)
+        interrupt = until(limit, lambda: stop["asked"])
+        again = f"to go on: robustmim {' '.join(sys.argv[1:])}"
         try:
             complete = evaluator.run(
                 source,
                 folder,
                 device=here.device,
                 world=here,
-                max_seconds=float(options.max_time),
+                max_seconds=limit,
                 keep_images=options.keep_images,
                 report=progress.update if here.leads else lambda done, note: None,
                 stop=lambda: stop["asked"],
             )
+            if not complete:
+                folder.update("stopped")
+                if here.leads:
+                    done = sum(len(rows) for rows in read_records(path).values())
+                    say(f"stopped after {done} of {len(source) * len(table)} verdicts; {again}")
+                return 130, None
+            if not here.leads:
+                return 0, None
+            content = conclude(
+                evaluator,
+                source,
+                folder,
+                classifier=Path(options.classifier).name + (f" ({options.arch})" if options.arch else ""),
+                purify=purify,
+                device=here.device,
+                architecture=options.arch,
+                interrupt=interrupt,
+            )
+        except Interrupted:
+            folder.update("stopped")
+            say(f"stopped in the checks at the end, with all verdicts there; {again}")
+            return 130, None
         except BaseException as error:
             folder.update("failed", error=str(error) or type(error).__name__)
             raise
         finally:
             signal.signal(signal.SIGINT, before)
-        if not complete:
-            folder.update("stopped")
-            if here.leads:
-                done = sum(len(rows) for rows in read_records(path).values())
-                of = len(source) * len(table)
-                say(f"stopped after {done} of {of} verdicts; to go on: robustmim {' '.join(sys.argv[1:])}")
-            return 130, None
-        if not here.leads:
-            return 0, None
-        title = Path(options.classifier).name + (f" ({options.arch})" if options.arch else "")
-        content = conclude(
-            evaluator,
-            source,
-            folder,
-            classifier=title,
-            purify=purify,
-            device=here.device,
-            architecture=options.arch,
-        )
     return 0, content | {"report": str(write_report(path))}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -350,9 +351,18 @@ def conclude(
     purify: PurifyRecipe | None,
     device: torch.device,
     architecture: str | None = None,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Run the active checks, write claim.json and examples.safetensors of a complete evaluation; return the claim."""
-    checks = active_checks(evaluator, source, folder, device=device)
+    """Run the active checks, write claim.json and examples.safetensors of a complete evaluation; return the claim.
+
+    Args:
+        evaluator, source, folder, device: as they were run.
+        classifier, purify, architecture: what the claim is about.
+        interrupt: asked before each query of an attack; it raises `Interrupted` where the checks must end. Those that have ended
+            are not run again.
+    """
+    with evaluator.interrupted_by(interrupt):
+        checks = active_checks(evaluator, source, folder, device=device)
     content = claim(
         read_records(folder.path),
         evaluator,

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,17 @@ def reference_images(source: Source, device: torch.device) -> Images:
 def dealt(source: Source, batch_size: int, world: World) -> list[int]:
     """Return the ids of the samples that are this process's: batches are dealt out in turn."""
     return [number for i, number in enumerate(source.ids.tolist()) if i // batch_size % world.size == world.rank]
+
+
+def until(max_seconds: float, stop: Callable[[], bool] = lambda: False) -> Callable[[], None]:
+    """Return a function that raises `Interrupted` once so many seconds have passed from now, or `stop` says so."""
+    began = time.monotonic()
+
+    def interrupt() -> None:
+        if time.monotonic() - began > max_seconds or stop():
+            raise Interrupted
+
+    return interrupt
 
 
 class Evaluator:
@@ -181,6 +193,19 @@ class Evaluator:
         purified = self.purifier(x, keys=drawn)
         self._count("purify", began, x)
         return purified
+
+    @contextmanager
+    def interrupted_by(self, interrupt: Callable[[], None]) -> Iterator[None]:
+        """Ask, before each query of an attack and each purification, whether to go on.
+
+        Args:
+            interrupt: raises `Interrupted` where not.
+        """
+        self._interrupt = interrupt
+        try:
+            yield
+        finally:
+            self._interrupt = _go_on
 
     def _count(self, what: str, began: float, x: Images) -> None:
         self.seconds[what] += seconds(x.device) - began
@@ -393,12 +418,7 @@ class Evaluator:
             report: told how many verdicts of this process are done, and how the last cell stands.
             stop: asked before each query of an attack and after each cell.
         """
-        began = time.monotonic()
-
-        def interrupt() -> None:
-            if time.monotonic() - began > max_seconds or stop():
-                raise Interrupted
-
+        interrupt = until(max_seconds, stop)
         world = World(0, 1, device) if world is None else world
         known, journal = read_records(folder.path), Journal(folder.path, world)
         if world.leads:
@@ -407,10 +427,10 @@ class Evaluator:
                 self.images[what] += int(measured["images"])
         mine = set(dealt(source, self.recipe.batch_size, world))
         finished = sum(number in mine for records in known.values() for number in records)
-        complete, self._interrupt = True, interrupt
+        complete = False
         keep_images |= (folder.path / FOLDER).exists()
         self._kept = KeptImages(folder.path, self.recipe.norm) if keep_images else None
-        try:
+        with suppress(Interrupted), self.interrupted_by(interrupt):
             for place, batch in enumerate(in_order(source, self.recipe.batch_size, device)):
                 if place % world.size != world.rank:
                     continue
@@ -429,10 +449,7 @@ class Evaluator:
                     spent = {what: {"seconds": self.seconds[what], "images": n} for what, n in self.images.items()}
                     folder.update("running", timing=spent)
                     interrupt()
-        except Interrupted:
-            complete = False
-        finally:
-            self._interrupt = _go_on
+            complete = True
         complete = not world.any(not complete)
         if complete and world.leads:
             if self._kept is not None:
