@@ -10,8 +10,8 @@ cheap="none gaussian-noise jpeg median total-variation reconstruction-cifar10 ce
   diffusion-maskdit-micro-cifar10 recommended-cifar10 target-only-cifar10 target-only-short-cifar10 \
   amrm-rmasked-conv-cifar10 amrm-mae-patch4-cifar10 amrm-rmae-patch4-cifar10 \
   amrm-maskdit-micro-cifar10 amrm-rmaskdit-micro-cifar10 scoreopt-noised-unet-cifar10 scoreopt-image-unet-cifar10"
-# Trained through one classifier at its budget, and measured before no other.
-resnet56_only="still-cifar10 guided-cifar10"
+# Trained through the ResNet-56 at 2/255: there, and before a classifier that they have not met, at the same budget.
+maps="still-cifar10 guided-cifar10"
 dear="amrm-mae-patch2-cifar10 soap-cifar10"
 dear_and_smooth="adp-cifar10 coup-unet-cifar10 diffpure-ddpm-unet-cifar10 diffpure-sde-unet-cifar10"
 two='{name: gray-box, attack: pgd, against: classifier, options: {steps: 20}},
@@ -23,8 +23,8 @@ for classifier in $classifiers; do
   which=(--classifier "$classifier") budget=2/255
   [ "$classifier" = resnet56 ] && which=(--classifier resnet56-4bfd9763.th --arch resnet56)
   [ "$classifier" = fast-cnn-adversarial-cifar10 ] && budget=8/255
-  own=""
-  [ "$classifier" = resnet56 ] && own=$resnet56_only
+  own=$maps
+  [ "$classifier" = fast-cnn-adversarial-cifar10 ] && own=""
   for purifier in ${purifiers:-$cheap $own $dear $dear_and_smooth}; do
     more=()
     [[ " $dear " == *" $purifier "* ]] && more=(--attacks "[$three]")
