@@ -48,6 +48,8 @@ case_of gradient-modes-fast-cnn-mae-patch2 "evaluate gradient-modes" fast-cnn-ci
 case_of gradient-modes-resnet56-mae-patch2 "evaluate gradient-modes" "$resnet56" amrm-mae-patch2-cifar10 --radii '[2/255]' --attacks "$few]"
 # Everything that a purifier must face.
 case_of adaptive-resnet56-masked-conv "evaluate adaptive-purifier" "$resnet56" recommended-cifar10 --radii '[4/255]'
+# The same for four steps by the target alone, a quarter of the passes forward and none backward.
+case_of adaptive-resnet56-target-only "evaluate adaptive-purifier" "$resnet56" target-only-short-cifar10 --radii '[4/255]'
 # The nearest adversarial image: accuracy at every budget from one run.
 case_of nearest-fast-cnn-adversarial "evaluate nearest" fast-cnn-adversarial-cifar10 none
 # A purifier that holds? Trained through the classifier, judged by the suite for smooth purifiers; and the classifier alone.
@@ -58,6 +60,7 @@ case_of holds-resnet56-one-pass "evaluate adaptive-smooth" "$resnet56" one-pass-
 case_of holds-resnet56-still "evaluate adaptive-smooth" "$resnet56" still-cifar10 --radii '[2/255]'
 # Told by a classifier that withstands attacks at this budget, which is measured alone beside it.
 case_of holds-resnet56-guided "evaluate adaptive-smooth-guided" "$resnet56" guided-cifar10
+case_of auto-attack-resnet56-guided "evaluate quick" "$resnet56" guided-cifar10 --data.skip 128 --limit 64 --radii '[2/255]' --checks.images 0 --attacks '[{name: AutoAttack, attack: auto-attack, gradient: {mode: exact}}]'
 case_of holds-guide-alone "evaluate adaptive-smooth" fast-cnn-adversarial-small-cifar10 none --radii '[2/255]'
 case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'
 case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 none --radii '[8/255]'

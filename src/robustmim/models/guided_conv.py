@@ -8,7 +8,6 @@ much it paints, and when it leaves the image alone, is learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from torch import Tensor, nn
 from robustmim.errors import RecipeError
 from robustmim.models.importer import load_into
 from robustmim.models.masked import freeze
-from robustmim.models.masked_conv import MaskedConvolution
+from robustmim.models.masked_conv import Conditions, MaskedConvolution
 from robustmim.models.zoo import about_model, load_model
 from robustmim.registry import build, register
-from robustmim.types import Images
 
 
 @register("masked-model", "guided-conv")
@@ -59,13 +57,13 @@ class GuidedConvolution(MaskedConvolution):
         self.guide.eval()
         return self
 
-    def conditions(self, seen: Images) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def conditions(self, seen: Tensor) -> tuple[Conditions, Conditions]:
         """Return what the guide's probabilities add to the features of each level, on the way down and on the way up.
 
         Args:
-            seen: `[B, 3, H, W]` around [0, 1], of a size that the guide takes.
+            seen: `[B, 3, H, W]`, pixels minus a half, of a size that the guide takes.
         """
-        belief = torch.softmax(self.guide(seen), dim=1)
+        belief = torch.softmax(self.guide(seen + 0.5), dim=1)
         down, up = ([layer(belief)[..., None, None] for layer in told] for told in (self.told_down, self.told_up))
         return down, up
 
@@ -84,15 +82,11 @@ def open_guided(
         CheckpointError: one of the two is not there, damaged, or of another kind.
         RecipeError: a masked model that is no masked convolution, or one that has a guide already.
     """
-    plain, about, believed = (
-        load_model(masked_model, kind="masked-model"),
-        about_model(masked_model),
-        about_model(guide),
-    )
+    plain, about = load_model(masked_model, kind="masked-model"), about_model(masked_model)
     if about["name"] != "masked-conv":
         raise RecipeError(f"guide: {masked_model} is a {about['name']}; only a masked-conv can be given a guide")
+    classifier, believed = load_model(guide, kind="classifier"), about_model(guide)
     options = about["options"] | {"guide": {"name": believed["name"], "options": believed["options"]}}
-    classifier = load_model(guide, kind="classifier")
     model: GuidedConvolution = build("masked-model", "guided-conv", **options)
     state = model.state_dict() | plain.state_dict()
     state |= {f"guide.{name}": value for name, value in classifier.state_dict().items()}

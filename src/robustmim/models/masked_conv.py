@@ -25,6 +25,12 @@ from robustmim.registry import register
 from robustmim.types import Images
 
 _REACH = 2  # the filling looks two pixels far: a 5 × 5 window
+Conditions = Sequence[Tensor | None]
+"""What is added to the features of each level, `[B, channels, 1, 1]`; None for nothing."""
+
+
+def _told(features: Tensor, condition: Tensor | None) -> Tensor:
+    return features if condition is None else features + condition
 
 
 class _Residual(nn.Module):
@@ -127,22 +133,22 @@ class MaskedConvolution(PixelModel):
         seen = pixels + filled * (1 - visible)
         features = F.pixel_unshuffle(torch.cat([seen, 1 - visible], dim=1), 2)
         features = self.stem(features.contiguous(memory_format=torch.channels_last))
-        down, up = self.conditions(seen[..., :height, :width] + 0.5)
+        down, up = self.conditions(seen[..., :height, :width])
         skipped: list[Tensor] = []
         for level, encoder in enumerate(self.encoder):
-            features = encoder(features + down[level])
+            features = encoder(_told(features, down[level]))
             if level < len(self.down):
                 skipped.append(features)
                 features = self.down[level](features)
         for level in reversed(range(len(self.up))):
-            features = self.decoder[level](self.up[level](features) + skipped[level] + up[level])
+            features = self.decoder[level](_told(self.up[level](features) + skipped[level], up[level]))
         predicted = filled + F.pixel_shuffle(self.head(features), 2)
         return predicted[..., :height, :width] + 0.5
 
-    def conditions(self, seen: Images) -> tuple[Sequence[Tensor | float], Sequence[Tensor | float]]:
+    def conditions(self, seen: Tensor) -> tuple[Conditions, Conditions]:
         """Return what is added to the features of each level, on the way down and on the way up: nothing here.
 
         Args:
-            seen: `[B, 3, H, W]` around [0, 1], the visible pixels, and the filling where they are hidden.
+            seen: `[B, 3, H, W]`, pixels minus a half; those that are hidden as they were filled.
         """
-        return [0.0] * len(self.encoder), [0.0] * len(self.decoder)
+        return [None] * len(self.encoder), [None] * len(self.decoder)
