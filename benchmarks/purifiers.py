@@ -77,9 +77,14 @@ def trainable(network: nn.Module) -> nn.Module:
 
 def plain_descent(purifier: AMRMPure, x: Tensor, drawn: Keys) -> Job:
     config = purifier.config
-    if (config.norm, config.output, config.gradient, config.start_noise) != ("linf", "last", "both", 0):
-        raise NotImplementedError("the plain descent is of l∞, through both paths, from the image to the last iterate")
+    if (config.norm, config.output, config.start_noise) != ("linf", "last", 0) or config.gradient == "input":
+        raise NotImplementedError(
+            "the plain descent is of l∞, through both paths or the target, from image to last iterate"
+        )
     model: Any = trainable(purifier.model)  # type: ignore[arg-type]
+    target_only = config.gradient == "target"
+    if target_only and isinstance(model, MaskedAutoencoder):
+        raise NotImplementedError("the plain loss of an MAE is through both paths")
     grid, schedule = model.grid(*x.shape[-2:]), mask_schedule(config)
     masks = [schedule.masks(drawn, grid, step) for step in range(config.steps)]
 
@@ -89,7 +94,9 @@ def plain_descent(purifier: AMRMPure, x: Tensor, drawn: Keys) -> Job:
         else:
             progress, first = step / max(1, config.steps - 1), step * config.mask_average
             losses = [
-                with_draws(model, drawn, draw=first + number, progress=progress).reconstruct(x, mask).loss
+                with_draws(model, drawn, draw=first + number, progress=progress)
+                .reconstruct(x.detach() if target_only else x, mask, target=x)
+                .loss
                 for number, mask in enumerate(masks[step])
             ]
         return torch.stack(losses).mean(dim=0)

@@ -126,6 +126,7 @@ def test_a_network_that_nobody_was_seen_to_ask_is_named():
     [
         lambda: amrm("mae", momentum=0.7, schedule="cosine"),
         lambda: amrm("masked-conv", masks="complementary", mask_average=2, radius=Radius("5/255")),
+        lambda: amrm("masked-conv", gradient="target", momentum=0.7),
         lambda: amrm("context-encoder", decay=0.5),
         lambda: denoised(noise_level="descending", loss="own"),
         diffusion,
@@ -149,7 +150,8 @@ def test_plain_references_find_the_same_images(make):
 
 def test_a_form_that_has_no_plain_reference_is_not_taken_for_the_same():
     assert purifiers.plain(MedianFilter(), x, DRAWN) is None
-    for purifier in (amrm("mae", norm="l2"), diffusion("heun"), coup(through="estimate"), soap(auxiliary="rotation")):
+    descents = (amrm("mae", norm="l2"), amrm("mae", gradient="target"), amrm("masked-conv", gradient="input"))
+    for purifier in (*descents, diffusion("heun"), coup(through="estimate"), soap(auxiliary="rotation")):
         with pytest.raises(NotImplementedError, match="plain"):
             purifiers.plain(purifier, x, DRAWN)
 
