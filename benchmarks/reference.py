@@ -67,7 +67,10 @@ def loss(model: MaskedAutoencoder, x: Tensor, mask: Tensor) -> Tensor:
         tokens = block(layer, tokens)
     predicted = model.decoder_pred(model.decoder_norm(tokens))[:, 1:]
 
-    error = (predicted - patches_of(x, model.patch_size)).square().mean(-1)
+    goal = patches_of(x, model.patch_size)
+    if model.target == "normalised":  # He et al. 2022: patch by patch, by its own mean and deviation
+        goal = (goal - goal.mean(dim=-1, keepdim=True)) / (goal.var(dim=-1, keepdim=True) + 1e-6) ** 0.5
+    error = (predicted - goal).square().mean(-1)
     return (error * flat).sum(1) / flat.sum(1)
 
 

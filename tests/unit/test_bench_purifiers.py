@@ -38,6 +38,7 @@ TRANSFORMER = {"image_size": 16, "width": 16, "depth": 2, "heads": 2}
 TRANSFORMER |= {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
 MODELS = {
     "mae": lambda: MaskedAutoencoder(**TRANSFORMER),
+    "mae-normalised": lambda: MaskedAutoencoder(**TRANSFORMER, target="normalised"),
     "maskdit": lambda: MaskDiT(**TRANSFORMER),
     "masked-conv": lambda: MaskedConvolution(widths=(8, 16), blocks=(1, 1)),
     "context-encoder": lambda: ContextEncoder(image_size=16, widths=(8, 16)),
@@ -126,6 +127,7 @@ def test_a_network_that_nobody_was_seen_to_ask_is_named():
     [
         lambda: amrm("mae", momentum=0.7, schedule="cosine"),
         lambda: amrm("masked-conv", masks="complementary", mask_average=2, radius=Radius("5/255")),
+        lambda: amrm("mae-normalised"),
         lambda: amrm("masked-conv", gradient="target", momentum=0.7),
         lambda: amrm("context-encoder", decay=0.5),
         lambda: denoised(noise_level="descending", loss="own"),
