@@ -123,7 +123,13 @@ def test_every_model_of_the_zoo_has_a_claim(name):
     assert claim["training"]["commit"]
     recipe = claim["recipe"]  # what is fine-tuned has the sizes of what it starts from
     began = recipe["model"] if "model" in recipe else about_model(recipe["masked_model"])
-    assert began["name"] == about_model(name)["name"]
+    made = about_model(name)
+    if recipe.get("guide"):  # which makes one architecture of two
+        assert (began["name"], made["name"]) == ("masked-conv", "guided-conv")
+        guide = about_model(recipe["guide"])
+        assert made["options"]["guide"] == {"name": guide["name"], "options": guide["options"]}
+    else:
+        assert began["name"] == made["name"]
 
 
 def test_the_zoo_is_small_enough_for_the_wheel():
