@@ -68,6 +68,17 @@ class Interrupted(Exception):
     """An attack was asked to end before it was done; what it had found so far is lost."""
 
 
+def until(max_seconds: float, stop: Callable[[], bool] = lambda: False) -> Callable[[], None]:
+    """Return a function that raises `Interrupted` once so many seconds have passed from now, or `stop` says so."""
+    began = time.monotonic()
+
+    def interrupt() -> None:
+        if time.monotonic() - began > max_seconds or stop():
+            raise Interrupted
+
+    return interrupt
+
+
 def _go_on() -> None:
     """Interrupt nothing."""
 

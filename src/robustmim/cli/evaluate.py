@@ -131,11 +131,11 @@ def measure(
         The exit code and the claim; None for the claim where there is none: a dry run, a run that was stopped, or a
         process that does not lead.
     """
-    from robustmim.attacks.target import Interrupted
+    from robustmim.attacks.target import Interrupted, until
     from robustmim.cli.console import Progress, duration, output, say
     from robustmim.evaluate.claims import conclude
     from robustmim.evaluate.kept import FOLDER
-    from robustmim.evaluate.run import dealt, read_records, until
+    from robustmim.evaluate.run import dealt, read_records
     from robustmim.purify.load import describe
     from robustmim.report.page import write_report
     from robustmim.runs import RunFolder

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 
 from robustmim.attacks.objectives import Logits, cross_entropy, margin
 from robustmim.attacks.parts import KnowingAttack, Parts
-from robustmim.attacks.target import Attack, Chunks, Cost, Interrupted, Target
+from robustmim.attacks.target import Attack, Chunks, Cost, Interrupted, Target, until
 from robustmim.clock import seconds
 from robustmim.config import AttackConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
@@ -80,17 +79,6 @@ def reference_images(source: Source, device: torch.device) -> Images:
 def dealt(source: Source, batch_size: int, world: World) -> list[int]:
     """Return the ids of the samples that are this process's: batches are dealt out in turn."""
     return [number for i, number in enumerate(source.ids.tolist()) if i // batch_size % world.size == world.rank]
-
-
-def until(max_seconds: float, stop: Callable[[], bool] = lambda: False) -> Callable[[], None]:
-    """Return a function that raises `Interrupted` once so many seconds have passed from now, or `stop` says so."""
-    began = time.monotonic()
-
-    def interrupt() -> None:
-        if time.monotonic() - began > max_seconds or stop():
-            raise Interrupted
-
-    return interrupt
 
 
 class Evaluator:
