@@ -48,7 +48,7 @@ case_of gradient-modes-fast-cnn-mae-patch2 "evaluate gradient-modes" fast-cnn-ci
 case_of gradient-modes-resnet56-mae-patch2 "evaluate gradient-modes" "$resnet56" amrm-mae-patch2-cifar10 --radii '[2/255]' --attacks "$few]"
 # Everything that a purifier must face.
 case_of adaptive-resnet56-masked-conv "evaluate adaptive-purifier" "$resnet56" recommended-cifar10 --radii '[4/255]'
-# The same for four steps by the target alone, a quarter of the passes forward and none backward.
+# The same for four steps by the target alone: half of the passes forward, and none backward.
 case_of adaptive-resnet56-target-only "evaluate adaptive-purifier" "$resnet56" target-only-short-cifar10 --radii '[4/255]'
 # The nearest adversarial image: accuracy at every budget from one run.
 case_of nearest-fast-cnn-adversarial "evaluate nearest" fast-cnn-adversarial-cifar10 none
@@ -64,6 +64,8 @@ case_of auto-attack-resnet56-guided "evaluate quick" "$resnet56" guided-cifar10 
 case_of holds-guide-alone "evaluate adaptive-smooth" fast-cnn-adversarial-small-cifar10 none --radii '[2/255]'
 case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'
 case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 none --radii '[8/255]'
+# On the images that the training of masked-conv-still-robust-cifar10 was watched on.
+case_of pgd-10-fast-cnn-adversarial-alone "evaluate quick" fast-cnn-adversarial-cifar10 none --data.skip 0 --limit 256 --radii '[8/255]' --checks.images 0 --attacks '[{name: PGD-10, attack: pgd, options: {steps: 10}}]'
 case_of holds-resnet56-anti-adversary "evaluate adaptive-guided" "$resnet56" anti-adversary-cifar10 --draws 1 --checks.images 0
 # A certificate, and what attacks in the same norm find on the same images.
 case_of certify-fast-cnn-adversarial-sigma-0.12 "certify cifar10-sigma-0.12" fast-cnn-adversarial-cifar10 none

@@ -78,15 +78,14 @@ def asked(radius: str, known: list[Point]) -> tuple[str, float, float] | None:
 
 def panel(radius: str, known: list[Point]) -> LinePlot:
     """Return the chart of a budget; points go by their place in the list of all."""
-    lines = []
+    lines, judged = [], by_suites(known)
     for front, (label, tone) in FRONTS.items():
-        own = [(number, p) for number, p in enumerate(by_suites(known), 1) if (p.front, p.radius) == (front, radius)]
+        own = [(number, p) for number, p in enumerate(judged, 1) if (p.front, p.radius) == (front, radius)]
         if own:
             columns = ([row[key] for _, p in own for row in (p.worst,)] for key in ("accuracy", "low", "high"))
             y, low, high = map(tuple, columns)
             x, names = tuple(p.clean["accuracy"] for _, p in own), tuple(str(number) for number, _ in own)
             lines.append(Line(label, tone, x, y, low, high, joined=False, names=names))
-    judged = by_suites(known)
     rest = [p for p in known if p.radius == radius and p not in judged]
     if rest:
         x, y = tuple(p.clean["accuracy"] for p in rest), tuple(p.worst["accuracy"] for p in rest)
@@ -170,9 +169,8 @@ def frontier(known: list[Point]) -> str:
         "Every evaluation that is more than a gray box and the identity, failures included; the worst case image by image over so many "
         "attacks, on fresh draws by their mean, with its 95 % interval (by majority, and for an attacker who knows the draws, it is "
         "lower: see the tables above). Without a number: the rows of the table of purifiers (`results/table`), which took three "
-        "short attacks and would fall further under a suite. "
-        "Squares: what was asked for, before the ResNet-56 half in the worst case at 2/255 and nine in ten without an attack, and "
-        "before the adversarially trained classifier "
+        "short attacks and would fall further under a suite. Squares: what was asked for, before the ResNet-56 half in the worst case "
+        "at 2/255 and nine in ten without an attack, and before the adversarially trained classifier "
         f"three points more than it has alone at 8/255. By the suites, {reached(known)}",
         "",
         "| | ε | before | purifier | no attack | worst case | attacks | |",

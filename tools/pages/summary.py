@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pages.words import ROOT
+from pages.words import ROOT, percent
 
 SHORT = {
     "cifar10-resnet56-masked-conv": "ResNet-56 (third-party), masked convolution",
@@ -44,17 +44,16 @@ def short_table() -> str:
 
 
 def what_holds() -> str:
-    """Return a sentence on the purifier that holds best by a whole suite, and on its guide alone."""
+    """Return a sentence on the guided purifier by its whole suite, and on its guide alone."""
     said = []
     for name in ("holds-resnet56-guided", "holds-guide-alone"):
         claim = json.loads((ROOT / "results" / name / "claim.json").read_text())
-        defence, worst = "purified" if claim["purifier"] else "bare", claim["worst_case"]
+        defence = "purified" if claim["purifier"] else "bare"
         clean = next(row for row in claim["cells"] if (row["attack"], row["defence"]) == ("none", defence))
-        interval = f"[{worst['low']:.0%}, {worst['high']:.0%}]".replace("%", "")
-        said.append((f"{clean['accuracy']:.1%} without an attack", f"{worst['accuracy']:.1%} {interval}", worst["n"]))
-    (clean, worst, n), (alone, alone_worst, _) = said
+        said += [percent(clean), percent(claim["worst_case"])]
+    clean, worst, guide, guide_worst = said
     return (
-        f"What holds at ε = 2/255 before that ResNet-56 against a whole suite of attacks that know everything (n = {n}): "
-        f"`guided-cifar10`, {clean} and **{worst}** in the worst case. It is told what a robust classifier of ours believes, which alone "
-        f"has {alone} and {alone_worst}."
+        f"What holds at ε = 2/255 before that ResNet-56 against a whole suite of attacks that know everything (n = {claim['images']}): "
+        f"`guided-cifar10`, {clean} % without an attack and **{worst} %** in the worst case. It is told what a robust classifier of ours "
+        f"believes, which alone has {guide} and {guide_worst} %."
     )

@@ -80,8 +80,8 @@ class _ActiveChecks:
         self.n = len(self.batch.ids)
         middle = self.recipe.radii[len(self.recipe.radii) // 2] if self.recipe.radii else None
         faced = [a for a in through(evaluator) if middle is not None and middle in radii_of(a, self.recipe)]
-        self.attacks = bool(faced) and self.recipe.checks.images > 0
-        if self.attacks:
+        self.with_attacks = bool(faced) and self.recipe.checks.images > 0
+        if self.with_attacks:
             assert middle is not None
             self.attack, self.radius = dataclasses.replace(faced[-1], images=None), middle
             self.own = {"n": self.n, "radius": radius_text(middle), "attack": self.attack.name}
@@ -105,7 +105,7 @@ class _ActiveChecks:
             "not-repeatable": self.repeated,
             "probabilities": self.probabilities,
         }
-        if not self.attacks:
+        if not self.with_attacks:
             return found
         found |= {"noise-suffices": self.noise, "rounding": self.rounding}
         if self.evaluator.randomised:
