@@ -59,7 +59,7 @@ case_of nearest-fast-cnn-adversarial "evaluate nearest" fast-cnn-adversarial-cif
 case_of holds-resnet56-one-pass "evaluate adaptive-smooth" "$resnet56" one-pass-cifar10 --radii '[2/255]'
 case_of holds-resnet56-still "evaluate adaptive-smooth" "$resnet56" still-cifar10 --radii '[2/255]'
 # Told by a classifier that withstands attacks at this budget, which is measured alone beside it.
-case_of holds-resnet56-guided "evaluate adaptive-smooth-guided" "$resnet56" guided-cifar10
+case_of holds-resnet56-guided "evaluate adaptive-smooth" "$resnet56" guided-cifar10 --radii '[2/255]'
 case_of auto-attack-resnet56-guided "evaluate quick" "$resnet56" guided-cifar10 --data.skip 128 --limit 64 --radii '[2/255]' --checks.images 0 --attacks '[{name: AutoAttack, attack: auto-attack, gradient: {mode: exact}}]'
 case_of holds-guide-alone "evaluate adaptive-smooth" fast-cnn-adversarial-small-cifar10 none --radii '[2/255]'
 case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'

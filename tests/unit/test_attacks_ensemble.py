@@ -1,13 +1,16 @@
 """The ensemble attack climbs both losses, falls with the defence alone, and refuses what cannot be."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from robustmim.attacks.objectives import cross_entropy
-from robustmim.attacks.parts import KnowingAttack
+from robustmim.attacks.parts import KnowingAttack, Parts
 from robustmim.attacks.target import Target
 from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
+from robustmim.purify.traits import Traits
 from robustmim.registry import build
 from robustmim.rng import content_ids, keys
 from tests.toys import images, network
@@ -18,7 +21,7 @@ BALL = Ball(norm="linf", eps=0.1)
 @pytest.fixture
 def surrogate(monkeypatch):
     other = network(5)
-    monkeypatch.setattr("robustmim.attacks.ensemble.open_classifier", lambda name, arch: other)
+    monkeypatch.setattr("robustmim.attacks.parts.open_classifier", lambda name, arch: other)
     return other
 
 
@@ -61,3 +64,43 @@ def test_a_weight_of_nothing_is_refused(surrogate):
 def test_it_is_not_held_to_the_loss_of_the_defence_s_answers_alone(surrogate):
     """Nor to planted examples, since the surrogate does not know their classes."""
     assert isinstance(build("attack", "ensemble", surrogate="other"), KnowingAttack)
+
+
+class Guided:
+    """A purifier that does nothing and names its guide."""
+
+    traits = Traits(randomised=False, optimises_at_test_time=False, steps=1)
+
+    def __init__(self, guide=None, model=None):
+        self.guide, self.model = guide, model
+
+    def __call__(self, x, *, keys, callback=None):
+        return x
+
+
+@pytest.mark.parametrize("attack", ["ensemble", "transfer"])
+def test_without_a_surrogate_the_guide_of_the_purifier_is_taken(surrogate, attack):
+    classifier, x = network(), images(6)
+    y = classifier(x).argmax(1)
+    parts = Parts(classifier=classifier, purifier=Guided(surrogate))
+    named, guided = (build("attack", attack, **options) for options in ({"surrogate": "other"}, {}))
+    guided.check(parts)
+    assert torch.equal(
+        guided(bare(classifier, x, parts=parts), x, y, BALL), named(bare(classifier, x, parts=parts), x, y, BALL)
+    )
+
+
+@pytest.mark.parametrize("attack", ["ensemble", "transfer"])
+def test_a_defence_without_a_guide_is_refused_before_anything_is_computed(surrogate, attack):
+    classifier = network()
+    for purifier, what in ((None, "there is no purifier"), (Guided(None), "Guided has none")):
+        with pytest.raises(RecipeError, match=what):
+            build("attack", attack).check(Parts(classifier=classifier, purifier=purifier))
+    build("attack", attack, surrogate="other").check(Parts(classifier=classifier))
+    with pytest.raises(RecipeError, match="`surrogate` names"):
+        build("attack", attack, arch="resnet56")
+
+
+def test_the_guide_of_a_masked_model_is_the_purifier_s(surrogate):
+    purifier = Guided(model=SimpleNamespace(guide=surrogate))
+    assert Parts(classifier=network(), purifier=purifier).guide() is surrogate

@@ -186,7 +186,8 @@ def test_a_defence_can_face_every_attack_of_an_evaluation(name):
     from robustmim.purify.load import load_purifier
 
     recipe = load_recipe(EvaluateRecipe, name)
-    defence = load_model("fast-cnn-cifar10"), load_purifier("recommended-cifar10")
+    guided = {"adaptive-smooth": "guided-cifar10", "adaptive-guided": "anti-adversary-cifar10"}
+    defence = load_model("fast-cnn-cifar10"), load_purifier(guided.get(name, "recommended-cifar10"))
     evaluator = Evaluator(*defence, recipe, torch.rand(64, 3, 32, 32))
     assert list(evaluator.attacks) == [attack.name for attack in recipe.attacks]
 

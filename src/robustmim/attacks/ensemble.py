@@ -13,13 +13,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustmim.attacks.objectives import Logits, Loss, named_loss
-from robustmim.attacks.parts import Parts
+from robustmim.attacks.parts import Parts, known_parts, opened_surrogate
 from robustmim.attacks.pgd import PGD
 from robustmim.attacks.target import Target
 from robustmim.errors import InputError, RecipeError
 from robustmim.geometry import Ball
 from robustmim.models.folded import folded
-from robustmim.models.zoo import open_classifier
 from robustmim.purify.traits import Callback
 from robustmim.registry import register
 from robustmim.rng import Keys
@@ -31,14 +30,15 @@ class Ensemble:
     """PGD on the loss of the defence + weight · the loss of a surrogate classifier. A sample falls when the defence does.
 
     Args:
-        surrogate: zoo name, folder of a trained classifier, or, with `arch`, someone else's file of weights.
+        surrogate: zoo name, folder of a trained classifier, or, with `arch`, someone else's file of weights; none for the
+            guide of the purifier, see `Parts.guide`.
         arch: registered classifier that the file belongs to.
         weight: of the surrogate's loss, above zero.
         loss: of both: cross-entropy, margin or dlr.
         steps, step_size, schedule, momentum, random_start, restarts, drop: see `PGD`.
 
     Raises:
-        RecipeError: a weight that is not above zero, or what `PGD` refuses.
+        RecipeError: a weight that is not above zero, `arch` without a surrogate, or what `PGD` refuses.
         CheckpointError: the surrogate cannot be loaded.
     """
 
@@ -48,7 +48,7 @@ class Ensemble:
     def __init__(
         self,
         *,
-        surrogate: str,
+        surrogate: str | None = None,
         arch: str | None = None,
         weight: float = 1.0,
         loss: str = "cross-entropy",
@@ -64,7 +64,7 @@ class Ensemble:
             raise RecipeError(
                 f"ensemble: the surrogate's weight is above 0, but this one is {weight}; without it, use pgd"
             )
-        self.surrogate = folded(open_classifier(surrogate, arch))
+        self.surrogate = opened_surrogate(surrogate, arch)
         self.weight, self.loss = weight, named_loss(loss)
         self.steps, self.restarts = steps, restarts
         self.pgd = PGD(
@@ -78,15 +78,18 @@ class Ensemble:
         )
 
     def check(self, parts: Parts) -> None:
-        """Ask for nothing: but what is climbed is not the loss of the defence's answers alone, see `KnowingAttack`."""
+        """Raise RecipeError where the purifier's guide is the surrogate and there is none."""
+        if self.surrogate is None:
+            parts.guide()
 
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
         """Return the last iterate of each sample, or the one at which it fell.
 
         Raises:
+            RecipeError: the purifier's guide is the surrogate and there is none.
             InputError: the surrogate tells other classes apart than the labels are of.
         """
-        surrogate = self.surrogate.to(x.device)
+        surrogate = folded(self.surrogate or known_parts(target.parts).guide()).to(x.device)
         with torch.no_grad():
             classes = surrogate(x[:1]).shape[-1]
         if int(y.max()) >= classes:

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustmim.errors import RecipeError, suggest
-from robustmim.models.masked import with_draws
+from robustmim.models.masked import freeze, with_draws
 from robustmim.models.masking import random_mask
+from robustmim.models.zoo import open_classifier
 from robustmim.purify.amrm import padded_batch
 from robustmim.purify.traits import MaskedPurifier, Purifier
 from robustmim.rng import Keys
@@ -75,6 +76,24 @@ class Parts:
             raise RecipeError(f"this attack needs the masked model that the purifier goes by, but {what}")
         return self.purifier
 
+    def guide(self) -> nn.Module:
+        """Return the classifier whose answer the purifier goes by: who turns that one turns the purifier.
+
+        It is the attribute `guide` of the purifier or of its masked model.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        for part in (self.purifier, getattr(self.purifier, "model", None)):
+            # No runtime protocol: from Python 3.12 on those do not see the layers of a module.
+            guide = getattr(part, "guide", None)
+            if isinstance(guide, nn.Module):
+                return guide
+        what = "there is no purifier" if self.purifier is None else f"{type(self.purifier).__name__} has none"
+        raise RecipeError(
+            f"this attack needs the classifier that guides the purifier, but {what}; name another one as `surrogate`"
+        )
+
     def reference_images(self) -> Images:
         """Return the images that the attacker has.
 
@@ -108,6 +127,23 @@ def known_parts(parts: Parts | None) -> Parts:
             "this attack looks into the defence: give the Target its parts, Target(..., parts=Parts(...))"
         )
     return parts
+
+
+def opened_surrogate(name: str | None, arch: str | None = None) -> nn.Module | None:
+    """Return a surrogate classifier, frozen; None for none, in whose place attacks take the purifier's guide.
+
+    Args:
+        name, arch: see `open_classifier`.
+
+    Raises:
+        RecipeError: `arch` without a name.
+        CheckpointError: it cannot be loaded.
+    """
+    if name is not None:
+        return freeze(open_classifier(name, arch))
+    if arch is not None:
+        raise RecipeError(f"`arch` {arch} tells how to read the file that `surrogate` names, but none is named")
+    return None
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class AntiAdversary:
             raise RecipeError(f"anti-adversary takes at least one step, not {steps}")
         if not (step_size > 0 and radius > 0):
             raise RecipeError(f"anti-adversary: step size and radius are above 0, but here {step_size} and {radius}")
-        self.network = folded(model)
+        self.guide = folded(model)
         self.steps, self.step_size, self.radius = steps, step_size, radius
 
     @property
@@ -82,7 +82,7 @@ class AntiAdversary:
 
     def _doubt(self, x: Tensor) -> Doubt:
         with torch.no_grad():
-            return Doubt(self.network, self.network(x).argmax(1))
+            return Doubt(self.guide, self.guide(x).argmax(1))
 
     def __call__(self, x: Images, *, keys: Keys, callback: Callback | None = None) -> Images:
         """Return purified images; nothing is drawn.
