@@ -15,7 +15,7 @@ from torch import nn
 from robustmim.attacks.target import Interrupted
 from robustmim.config import AttackConfig, ChecksConfig, DataConfig, EvaluateRecipe, GradientConfig
 from robustmim.data.loader import Batch
-from robustmim.errors import RecipeError
+from robustmim.errors import InputError, RecipeError
 from robustmim.evaluate.active_checks import SO_FAR, active_checks
 from robustmim.evaluate.claims import claim, conclude, faced_by_sample, proportion, worst_case
 from robustmim.evaluate.honesty import status
@@ -223,6 +223,21 @@ class TestRunner:
             (path / "records.jsonl").write_bytes(whole[:cut])
             assert evaluator.run(source, folder, device=CPU)
             assert (path / "records.jsonl").read_bytes() == whole
+
+    def test_records_that_vanish_meanwhile_are_told_of_and_computed_again(self, tmp_path):
+        evaluator = Evaluator(Halves(), noisy(0.02), recipe())
+        source, _, _ = evaluated(tmp_path / "whole", evaluator)
+        whole = (tmp_path / "whole" / "records.jsonl").read_bytes()
+        path = tmp_path / "robbed" / "records.jsonl"
+        folder = RunFolder(path.parent, recipe={"evaluate": evaluator.recipe}, kind="evaluate")
+
+        def rob(done, note):
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[3:]))
+
+        with pytest.raises(InputError, match=r"verdicts are gone from .*robbed"):
+            evaluator.run(source, folder, device=CPU, report=rob)
+        assert evaluator.run(source, folder, device=CPU)
+        assert path.read_bytes() == whole
 
     def test_only_white_box_attacks_spare_an_image_the_next_ones(self, tmp_path):
         blur = GradientConfig(mode="replacement", forward="smooth")

@@ -405,6 +405,9 @@ class Evaluator:
                 so.
             report: told how many verdicts of this process are done, and how the last cell stands.
             stop: asked before each query of an attack and after each cell.
+
+        Raises:
+            InputError: some of what was written is gone from the folder when all is done.
         """
         interrupt = until(max_seconds, stop)
         world = World(0, 1, device) if world is None else world
@@ -444,7 +447,14 @@ class Evaluator:
                 self._kept.merge()
             known = read_records(folder.path)
             table = cells(self.recipe, purified=self.purifier is not None)
-            journal.merge(known[cell.key][number] for cell in table for number in source.ids.tolist())
+            wanted = [(cell.key, number) for cell in table for number in source.ids.tolist()]
+            gone = sum(number not in known.get(key, {}) for key, number in wanted)
+            if gone:
+                raise InputError(
+                    f"{gone} of {len(wanted)} verdicts are gone from {folder.path}: another program changed its records while "
+                    "they were written. The same command computes those again and keeps the rest"
+                )
+            journal.merge(known[key][number] for key, number in wanted)
         return complete
 
     def _in_memory(
