@@ -75,6 +75,7 @@ def measure(name: str, steps: int, rounds: int) -> dict[str, Any]:
     recipe = load_recipe(PurifyRecipe, name)
     recipe = dataclasses.replace(recipe, amrm=dataclasses.replace(recipe.amrm, steps=steps))
     purifier = make_purifier(recipe)
+    assert isinstance(purifier, AMRMPure)
     drawn = keys(0, "bench", torch.arange(BATCH))
     x = drawn.fold("image").uniform(3, 32, 32)
     upstream = drawn.fold("upstream").normal(3, 32, 32)

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from robustmim.data.loader import Batch
 from robustmim.geometry import Ball
 from robustmim.models.mae import MaskedAutoencoder
 from robustmim.models.masking import random_mask
+from robustmim.models.vit import Block
 from robustmim.rng import keys
 from robustmim.runs import environment
 from robustmim.train.objectives import Objective
@@ -95,7 +97,7 @@ def operations(model: MaskedAutoencoder, batch: int, attacked: bool) -> float:
     visible = cells - round(RATIO * cells) + 1
     total = 0.0
     for blocks, tokens in ((model.blocks, visible), (model.decoder_blocks, cells + 1)):
-        width = blocks[0].norm1.weight.shape[0]
+        width = cast(Block, blocks[0]).norm1.normalized_shape[0]
         linear, attention = 24 * tokens * width**2, 4 * tokens**2 * width
         total += len(blocks) * (3 * (linear + attention) + (2 * linear + 3 * attention if attacked else 0))
     return batch * total
@@ -108,7 +110,7 @@ def measure(sizes: dict[str, int], batch_size: int, rounds: int, device: torch.d
     batch = Batch(
         images, torch.zeros(batch_size, dtype=torch.int64, device=device), torch.arange(batch_size, device=device)
     )
-    jobs: dict[str, Callable[[int], None]] = {}
+    jobs: dict[str, Callable[[int], float | None]] = {}
 
     def add(name: str, objective: Objective) -> None:
         own = copy.deepcopy(model)
@@ -117,7 +119,7 @@ def measure(sizes: dict[str, int], batch_size: int, rounds: int, device: torch.d
 
     plain = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    jobs["reference"] = lambda step: mimir_reference.step(plain, optimizer, images, RATIO) and None
+    jobs["reference"] = lambda step: mimir_reference.step(plain, optimizer, images, RATIO)
     for name, objective in objectives().items():
         add(name, objective)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 """(image + σ noise, σ of each sample) → estimate of the clean image; all in [-1, 1]."""
 
 
-def attention(layer, tokens: Tensor) -> Tensor:
+def attention(layer: Any, tokens: Tensor) -> Tensor:
     batch, length, width = tokens.shape
     query, key, value = (
         layer.qkv(tokens).reshape(batch, length, 3, layer.heads, width // layer.heads).permute(2, 0, 3, 1, 4)
@@ -31,7 +32,7 @@ def attention(layer, tokens: Tensor) -> Tensor:
     return layer.proj((weights @ value).transpose(1, 2).reshape(batch, length, width))
 
 
-def block(layer, tokens: Tensor) -> Tensor:
+def block(layer: Any, tokens: Tensor) -> Tensor:
     tokens = tokens + attention(layer.attn, layer.norm1(tokens))
     return tokens + layer.mlp(layer.norm2(tokens))
 

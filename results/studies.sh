@@ -10,4 +10,5 @@ trained masked-conv-scales-cifar10 || $robustmim pretrain masked-conv-scales-cif
 trained masked-conv-distilled-cifar10 || $robustmim robustify masked-conv-distilled-cifar10
 $python tools/purifier_studies.py scales
 $python tools/purifier_studies.py chart
+$python tools/purifier_studies.py learn
 $python tools/purifier_studies.py few-steps

@@ -20,7 +20,7 @@ from robustmim.data import sources
 from robustmim.evaluate.accuracy import classifier_accuracy, denoising_errors, in_order
 from robustmim.evaluate.statistics import wilson_interval
 from robustmim.models.edm import Denoiser
-from robustmim.models.masked import parameter_count
+from robustmim.models.masked import MaskedModel, parameter_count
 from robustmim.models.masking import random_mask
 from robustmim.models.zoo import REPOSITORY_ZOO, ZOO, load_model, save_model
 from robustmim.rng import keys
@@ -43,6 +43,7 @@ def measure(model: torch.nn.Module, config: dict, validation: dict) -> dict:
     if isinstance(model, Denoiser):
         name, values = "denoising_loss", denoising_errors(model, source, config=DenoisingConfig(), seed=0, device=CPU)
     else:
+        assert isinstance(model, MaskedModel)
         name, losses = "masked_loss_at_0.25", []
         with torch.no_grad():
             for batch in in_order(source, 64, CPU):

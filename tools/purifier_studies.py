@@ -2,6 +2,7 @@
 
 python tools/purifier_studies.py scales [ROW …]        writes results/mask-scales.json
 python tools/purifier_studies.py few-steps [ROW …]     writes results/few-steps.json
+python tools/purifier_studies.py learn                 learns the scale of each step, writes results/mask-schedule.json
 python tools/purifier_studies.py write scales          writes that file from what has been measured so far
 python tools/purifier_studies.py chart                 draws docs/images/mask-scales.svg from the first
 
@@ -64,6 +65,7 @@ SHOWN = ("n", "accuracy", "low", "high", "rules")
 DESCENT = AMRMConfig(
     steps=8, step_size=Radius("3/255"), schedule="cosine", momentum=0.7, radius=Radius("16/255"), mask_ratio=0.4
 )
+LEARNED_ON, LEARNED_AT = 128, Radius("4/255")
 NOISY, SCALES = "masked-conv-noise-cifar10", "runs/masked-conv-scales-cifar10"
 
 
@@ -328,6 +330,58 @@ def write(name: str, study: Study) -> None:
     write_json(FILES[name], content)
 
 
+def learn() -> None:
+    """Learn the scale of each step of the descent: coordinate descent from the scales in turns, until a sweep changes nothing.
+
+    What is minimised is the classifier's cross-entropy on purified images, clean ones and ones attacked in the gray box, of
+    others than those that the studies judge on; a change must also be better on other draws than those it was found on.
+    """
+    classifier = open_classifier(CLASSIFIER)
+    first = SKIP + IMAGES
+    source = sources.load("cifar10", "test", skip=first, limit=LEARNED_ON)
+    (batch,) = in_order(source, LEARNED_ON, torch.device("cpu"))
+    alone = replace(GRAY, against="defence", options=GRAY.options | {"drop": False})
+    data = DataConfig(split="test", skip=first, limit=LEARNED_ON)
+    bare = Evaluator(
+        classifier, None, EvaluateRecipe(data=data, radii=(LEARNED_AT,), attacks=(alone,), draws=1, seed=SEED)
+    )
+    images = torch.cat([batch.images, bare.attacked(bare.recipe.attacks[0], batch, LEARNED_AT)[0]])
+    labels, ids = batch.labels.repeat(2), batch.ids.repeat(2)
+    known: dict[tuple[tuple[int, ...], str], float] = {}
+
+    @torch.no_grad()
+    def cost(scales: tuple[int, ...], draws: str) -> float:
+        if (scales, draws) not in known:
+            purified = make_purifier(at_scales(SCALES, *scales))(images, keys=keys(SEED, draws, ids))
+            known[scales, draws] = float(torch.nn.functional.cross_entropy(classifier(purified), labels))
+        return known[scales, draws]
+
+    scales: tuple[int, ...] = (1, 2, 4, 1, 2, 4, 1, 2)
+    path: list[dict[str, Any]] = []
+    while not path or path[-1]["scales"] != list(scales):
+        path.append({"scales": list(scales), "cross_entropy": round(cost(scales, "found"), 4)})
+        print(path[-1], flush=True)
+        for step in range(DESCENT.steps):
+            others = [(*scales[:step], scale, *scales[step + 1 :]) for scale in (1, 2, 4)]
+            best = min(others, key=lambda some: cost(some, "found"))
+            if cost(best, "confirmed") < cost(scales, "confirmed"):
+                scales = best
+    alike = {str(scale): round(cost((scale,) * DESCENT.steps, "found"), 4) for scale in (1, 2, 4)}
+    write_json(
+        ROOT / "results" / "mask-schedule.json",
+        {
+            "classifier": CLASSIFIER,
+            "masked_model": SCALES,
+            "data": f"CIFAR-10 test, {LEARNED_ON} images from {first} on, clean and attacked on the bare classifier by PGD-20 at "
+            f"{radius_text(LEARNED_AT)}",
+            "seed": SEED,
+            "environment": environment(),
+            "sweeps": path,
+            "one_scale_alone": alike,
+        },
+    )
+
+
 def chart() -> None:
     """Draw accuracy over σ / ε: the colour is ε, the shape the model; empty shapes are the worst case in the white box."""
     import matplotlib
@@ -385,6 +439,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["chart"]:
             chart()
+        case ["learn"]:
+            learn()
         case ["write", ("scales" | "few-steps") as name]:
             write(name, Study(name))
         case [("scales" | "few-steps") as name, *wanted]:
