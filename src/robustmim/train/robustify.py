@@ -14,7 +14,8 @@ one of fewer steps or of one: min_θ Σ ‖P_θ(x') − P(x')‖², whose minimu
 from __future__ import annotations
 
 import copy
-from typing import cast
+from collections.abc import Iterable, Iterator
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,8 @@ from robustmim.rng import Keys
 from robustmim.rng import keys as keys_of
 from robustmim.types import Images, Labels, PerSample
 
+T = TypeVar("T")
+
 DECODER = ("decoder", "mask_token", "up.", "told_up.", "head.")
 """How the names of a decoder's weights begin: those of transformers, then those of the masked convolution."""
 
@@ -59,6 +62,11 @@ class _LowRank(nn.Module):
         return weight + (self.b @ self.a).view_as(weight)
 
 
+def _own(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+    """Leave out what belongs to a guide."""
+    return ((name, part) for name, part in named if not name.startswith(GUIDE))
+
+
 def choose_weights(model: nn.Module, recipe: RobustifyRecipe) -> tuple[nn.Parameter, ...]:
     """Make the weights that a recipe trains trainable, all others not; return them.
 
@@ -68,20 +76,15 @@ def choose_weights(model: nn.Module, recipe: RobustifyRecipe) -> tuple[nn.Parame
     freeze(model)
     if recipe.weights == "low-rank":
         generator = torch.Generator().manual_seed(recipe.run.seed)
-        layers = [
-            layer
-            for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and not name.startswith(GUIDE)
-        ]
+        layers = [layer for _, layer in _own(model.named_modules()) if isinstance(layer, nn.Linear | nn.Conv2d)]
         for layer in layers:
             parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, recipe.rank, generator))
         chosen = [factor for part in model.modules() if isinstance(part, _LowRank) for factor in part.parameters()]
     else:
         chosen = [
             weight
-            for name, weight in model.named_parameters()
-            if not name.startswith(GUIDE)
-            and (recipe.weights == "all" or name.removeprefix("network.").startswith(DECODER))
+            for name, weight in _own(model.named_parameters())
+            if recipe.weights == "all" or name.removeprefix("network.").startswith(DECODER)
         ]
     if not chosen:
         raise RecipeError(f"{recipe.masked_model} has no decoder to train; set weights to all or low-rank")
