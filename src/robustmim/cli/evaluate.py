@@ -160,7 +160,8 @@ def measure(
     with world(options.device) as here:
         folder = RunFolder(
             path,
-            recipe={"evaluate": recipe, "purify": purify, **asked},
+            # Without what was left out: an optional attack that a suite gains does not make another run of this one.
+            recipe={"evaluate": evaluator.recipe, "purify": purify, **asked},
             kind="evaluate",
             harmless=("evaluate.batch_size",),
             leads=here.leads,
