@@ -64,6 +64,12 @@ case_of auto-attack-resnet56-guided "evaluate quick" "$resnet56" guided-cifar10 
 case_of holds-guide-alone "evaluate adaptive-smooth" fast-cnn-adversarial-small-cifar10 none --radii '[2/255]'
 case_of holds-fast-cnn-adversarial-one-pass "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 one-pass-robust-cifar10 --radii '[8/255]'
 case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 none --radii '[8/255]'
+# The same at 8/255, told by two classifiers that answer as one, and those alone; and the second of the two. First, 75, 17, 40 and 10
+# minutes of a core: robustmim train fast-cnn-trades-cifar10, robustmim train fast-cnn-pair-cifar10, robustmim robustify
+# guided-conv-trades-cifar10, robustmim robustify guided-conv-robust-cifar10.
+case_of holds-fast-cnn-adversarial-guided "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 guided-robust-cifar10 --radii '[8/255]'
+case_of holds-pair-alone "evaluate adaptive-smooth" fast-cnn-pair-cifar10 none --radii '[8/255]'
+case_of holds-trades-alone "evaluate adaptive-smooth" fast-cnn-trades-cifar10 none --radii '[8/255]'
 # On the images that the training of masked-conv-still-robust-cifar10 was watched on.
 case_of pgd-10-fast-cnn-adversarial-alone "evaluate quick" fast-cnn-adversarial-cifar10 none --data.skip 0 --limit 256 --radii '[8/255]' --checks.images 0 --attacks '[{name: PGD-10, attack: pgd, options: {steps: 10}}]'
 case_of holds-resnet56-anti-adversary "evaluate adaptive-guided" "$resnet56" anti-adversary-cifar10 --draws 1 --checks.images 0

@@ -24,6 +24,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "robustmim.models.wrn",
         "robustmim.models.vit",
         "robustmim.models.double_boundary",
+        "robustmim.models.ensemble",
         "robustmim.models.efficientnet_lite",
         "robustmim.models.adapters",
     ),

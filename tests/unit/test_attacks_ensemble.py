@@ -8,7 +8,9 @@ import torch
 from robustmim.attacks.objectives import cross_entropy
 from robustmim.attacks.parts import KnowingAttack, Parts
 from robustmim.attacks.target import Target
+from robustmim.config import AttackConfig
 from robustmim.errors import RecipeError
+from robustmim.evaluate.claims import describe_attack
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Traits
 from robustmim.registry import build
@@ -88,6 +90,14 @@ def test_without_a_surrogate_the_guide_of_the_purifier_is_taken(surrogate, attac
     assert torch.equal(
         guided(bare(classifier, x, parts=parts), x, y, BALL), named(bare(classifier, x, parts=parts), x, y, BALL)
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({}, "(surrogate the purifier's guide)"), ({"surrogate": "other"}, "(surrogate other)")]
+)
+def test_a_claim_tells_whose_answers_are_attacked(options, says):
+    attack = AttackConfig(name="a", attack="transfer", options=options)
+    assert says in describe_attack(attack, purified=True, randomised=False, black_box=True)
 
 
 @pytest.mark.parametrize("attack", ["ensemble", "transfer"])

@@ -13,6 +13,7 @@ from robustmim.models.guided_conv import GuidedConvolution, open_guided
 from robustmim.models.masked_conv import MaskedConvolution
 from robustmim.models.zoo import load_model, save_model
 from robustmim.purify.reconstruct import MaskedReconstruction
+from robustmim.registry import build
 from robustmim.rng import keys
 from robustmim.train.robustify import Robustification, merge_low_rank
 
@@ -57,6 +58,24 @@ def test_begins_as_the_convolution_it_is_made_from_with_the_guide_as_it_was_save
     again = load_model(tmp_path / "guided", kind="masked-model")
     assert isinstance(again, GuidedConvolution)
     assert torch.equal(model.predict(x, hidden), again.predict(x, hidden))
+
+
+def test_another_guide_takes_the_place_of_the_one_there_was(saved, tmp_path):
+    before, about = open_guided(*saved)
+    before = shaken(before)
+    save_model(tmp_path / "guided", before, about)
+    pair = {"members": [GUIDE, GUIDE], "classes": 10}
+    other = build("classifier", "ensemble", **pair)
+    classes = [str(k) for k in range(10)]
+    save_model(
+        tmp_path / "pair", other, {"kind": "classifier", "classes": classes, "name": "ensemble", "options": pair}
+    )
+    model, config = open_guided(tmp_path / "guided", tmp_path / "pair")
+    assert config["options"]["guide"]["name"] == "ensemble"
+    torch.testing.assert_close(model.guide(x), other.eval()(x), rtol=0, atol=0)
+    for name, value in before.state_dict().items():
+        if not name.startswith("guide."):
+            assert torch.equal(model.state_dict()[name], value)
 
 
 def test_another_belief_makes_another_image():

@@ -125,7 +125,8 @@ def test_every_model_of_the_zoo_has_a_claim(name):
     began = recipe["model"] if "model" in recipe else about_model(recipe["masked_model"])
     made = about_model(name)
     if recipe.get("guide"):  # which makes one architecture of two
-        assert (began["name"], made["name"]) == ("masked-conv", "guided-conv")
+        assert began["name"] in ("masked-conv", "guided-conv")
+        assert made["name"] == "guided-conv"
         guide = about_model(recipe["guide"])
         assert made["options"]["guide"] == {"name": guide["name"], "options": guide["options"]}
     else:

@@ -21,6 +21,7 @@ from robustmim.attacks.objectives import Logits, Loss
 from robustmim.attacks.parts import Features, Parts, captured, known_parts, last_of
 from robustmim.attacks.pgd import PGD
 from robustmim.attacks.target import Scores, Target
+from robustmim.errors import RecipeError
 from robustmim.geometry import Ball
 from robustmim.purify.traits import Callback
 from robustmim.registry import register
@@ -29,12 +30,22 @@ from robustmim.types import Images, Labels, PerSample
 
 
 def with_features(scores: Scores, layer: nn.Module) -> Callable[[Images, Keys, float], tuple[Logits, Features]]:
-    """Return the scores and what goes into a layer of the classifier behind them, in one pass."""
+    """Return the scores and what goes into a layer of the classifier behind them, in one pass.
+
+    Raises:
+        RecipeError: on being asked, where the layer does not see each image once.
+    """
 
     def both(x: Images, drawn: Keys, progress: float) -> tuple[Logits, Features]:
         with captured(layer) as seen:
             logits = scores(x, drawn, progress)
-        return logits, last_of(seen)
+        features = last_of(seen)
+        if len(features) != len(logits):
+            raise RecipeError(
+                f"the layer sees {len(features)} inputs for {len(logits)} images, as in a classifier that asks about several views "
+                "of each, so that its input is not an image's features; name another `layer`"
+            )
+        return logits, features
 
     return both
 
@@ -85,7 +96,7 @@ class FeatureDistance:
         """Return the last iterate of each sample, or the one at which it fell.
 
         Raises:
-            RecipeError: the target has no parts, or the classifier no such layer.
+            RecipeError: the target has no parts, or the classifier no such layer, or one that does not see each image once.
         """
         answer = with_features(target.scores, known_parts(target.parts).layer(self.layer))
         clean = target.asking(lambda *query: answer(*query)[1], x).value(x, y, climb_term, 0).logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.load import describe
 from robustmim.purify.trace import Trace
 from robustmim.radius import Radius, radius_text
+from robustmim.registry import builder
 from robustmim.rng import keys
 from robustmim.runs import RunFolder, atomic, environment, read_lines, write_json
 
@@ -157,7 +159,10 @@ def describe_gradient(config: GradientConfig) -> str:
 
 def describe_attack(config: AttackConfig, *, purified: bool, randomised: bool, black_box: bool) -> str:
     """Say in a line how an attack works."""
-    options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in config.options.items())
+    given = config.options
+    if "surrogate" in inspect.signature(builder("attack", config.attack)).parameters:
+        given = {"surrogate": "the purifier's guide"} | given
+    options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
     text = config.attack + (f" ({options})" if options else "")
     if not purified:
         return text

@@ -74,21 +74,23 @@ def open_guided(
     """Put a saved guide into a saved masked convolution; return the model and the config that it is saved with.
 
     Args:
-        masked_model: zoo name or folder of a masked convolution, whose predictions the model begins with.
+        masked_model: zoo name or folder of a masked convolution, whose predictions the model begins with; one that has a guide
+            already is told by the new one as it was by its own.
         guide: zoo name or folder of a classifier.
         device: where to.
 
     Raises:
         CheckpointError: one of the two is not there, damaged, or of another kind.
-        RecipeError: a masked model that is no masked convolution, or one that has a guide already.
+        RecipeError: a masked model that is no masked convolution.
     """
     plain, about = load_model(masked_model, kind="masked-model"), about_model(masked_model)
-    if about["name"] != "masked-conv":
+    if about["name"] not in ("masked-conv", "guided-conv"):
         raise RecipeError(f"guide: {masked_model} is a {about['name']}; only a masked-conv can be given a guide")
     classifier, believed = load_model(guide, kind="classifier"), about_model(guide)
     options = about["options"] | {"guide": {"name": believed["name"], "options": believed["options"]}}
     model: GuidedConvolution = build("masked-model", "guided-conv", **options)
-    state = model.state_dict() | plain.state_dict()
+    own = {name: value for name, value in plain.state_dict().items() if not name.startswith("guide.")}
+    state = model.state_dict() | own
     state |= {f"guide.{name}": value for name, value in classifier.state_dict().items()}
     load_into(model, state, path=masked_model)
     return model.to(device).eval(), about | {"name": "guided-conv", "options": options}

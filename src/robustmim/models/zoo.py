@@ -72,6 +72,9 @@ def saved_config(kind: str, model: ModelConfig, *, classes: tuple[str, ...] = ()
     options = dict(model.options)
     if kind == "classifier":
         options = {"classes": len(classes)} | options
+        kept = getattr(builder("classifier", model.name), "saved_options", None)
+        if kept is not None:
+            options = kept(options)
     return {"kind": kind, "name": model.name, "options": options, "classes": list(classes)}
 
 
