@@ -159,7 +159,7 @@ def test_whatever_a_recipe_begins_with_is_trained_by_a_recipe():
         named.append((name, model, ("pretrain", "robustify")))
     for name in names_in("robustify"):
         robustify = load_recipe(RobustifyRecipe, name)
-        named += [(name, robustify.masked_model, ("pretrain",)), (name, robustify.classifier, ("train",))]
+        named += [(name, robustify.masked_model, ("pretrain", "robustify")), (name, robustify.classifier, ("train",))]
     for name in names_in("pretrain"):
         named.append((name, load_recipe(PretrainRecipe, name).start_from, ("pretrain",)))
     for name in names_in("train"):
