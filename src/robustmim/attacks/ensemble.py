@@ -64,7 +64,8 @@ class Ensemble:
             raise RecipeError(
                 f"ensemble: the surrogate's weight is above 0, but this one is {weight}; without it, use pgd"
             )
-        self.surrogate = opened_surrogate(surrogate, arch)
+        named = opened_surrogate(surrogate, arch)
+        self.surrogate = None if named is None else folded(named)
         self.weight, self.loss = weight, named_loss(loss)
         self.steps, self.restarts = steps, restarts
         self.pgd = PGD(
@@ -89,7 +90,7 @@ class Ensemble:
             RecipeError: the purifier's guide is the surrogate and there is none.
             InputError: the surrogate tells other classes apart than the labels are of.
         """
-        surrogate = folded(self.surrogate or known_parts(target.parts).guide()).to(x.device)
+        surrogate = (self.surrogate or folded(known_parts(target.parts).guide())).to(x.device)
         with torch.no_grad():
             classes = surrogate(x[:1]).shape[-1]
         if int(y.max()) >= classes:
