@@ -70,6 +70,10 @@ case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adv
 case_of holds-fast-cnn-adversarial-guided "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 guided-robust-cifar10 --radii '[8/255]'
 case_of holds-pair-alone "evaluate adaptive-smooth" fast-cnn-pair-cifar10 none --radii '[8/255]'
 case_of holds-trades-alone "evaluate adaptive-smooth" fast-cnn-trades-cifar10 none --radii '[8/255]'
+# The two after three more passes together (robustmim train fast-cnn-pair-long-cifar10, 23 minutes of a core), alone, and asked by
+# steps that carry their answer over.
+case_of holds-pair-long-alone "evaluate adaptive-smooth" fast-cnn-pair-long-cifar10 none --radii '[8/255]'
+case_of holds-fast-cnn-adversarial-anti-adversary "evaluate adaptive-guided" fast-cnn-adversarial-cifar10 anti-adversary-robust-cifar10 --radii '[8/255]'
 # On the images that the training of masked-conv-still-robust-cifar10 was watched on.
 case_of pgd-10-fast-cnn-adversarial-alone "evaluate quick" fast-cnn-adversarial-cifar10 none --data.skip 0 --limit 256 --radii '[8/255]' --checks.images 0 --attacks '[{name: PGD-10, attack: pgd, options: {steps: 10}}]'
 case_of holds-resnet56-anti-adversary "evaluate adaptive-guided" "$resnet56" anti-adversary-cifar10 --draws 1 --checks.images 0

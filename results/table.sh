@@ -9,11 +9,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 cheap="none gaussian-noise jpeg median total-variation reconstruction-cifar10 ce-pure-cifar10 diffpure-unet-cifar10 \
   diffusion-maskdit-micro-cifar10 recommended-cifar10 target-only-cifar10 target-only-short-cifar10 \
   amrm-rmasked-conv-cifar10 amrm-mae-patch4-cifar10 amrm-rmae-patch4-cifar10 \
-  amrm-maskdit-micro-cifar10 amrm-rmaskdit-micro-cifar10 scoreopt-noised-unet-cifar10 scoreopt-image-unet-cifar10"
+  amrm-maskdit-micro-cifar10 amrm-rmaskdit-micro-cifar10 scoreopt-noised-unet-cifar10 scoreopt-image-unet-cifar10 \
+  adbm-unet-cifar10 nim-cifar10 dmae-cifar10"
 # Trained through the ResNet-56 at 2/255: there, and before a classifier that they have not met, at the same budget.
 maps="still-cifar10 guided-cifar10"
 dear="amrm-mae-patch2-cifar10 soap-cifar10"
-dear_and_smooth="adp-cifar10 coup-unet-cifar10 diffpure-ddpm-unet-cifar10 diffpure-sde-unet-cifar10"
+dear_and_smooth="adp-cifar10 addt-unet-cifar10 coup-unet-cifar10 diffpure-ddpm-unet-cifar10 diffpure-sde-unet-cifar10"
 two='{name: gray-box, attack: pgd, against: classifier, options: {steps: 20}},
   {name: full gradient, attack: pgd, options: {steps: 5}, gradient: {mode: exact, clip: exact}}'
 three="$two, {name: smooth gradient, attack: pgd, options: {steps: 5}, gradient: {mode: tanh}}"

@@ -302,3 +302,19 @@ def load_recipe(recipe: type[Recipe], name: str) -> Recipe:
         RecipeError: not there, unknown keys, wrong types.
     """
     return parse("", recipe, _NoOptions, [name])[0]
+
+
+def recipe_from(recipe: type[Recipe], values: dict[str, Any]) -> Recipe:
+    """Return a recipe from what `to_plain` made of it, as a run folder holds it; what is not there has its default.
+
+    Raises:
+        RecipeError: unknown keys, wrong types.
+    """
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(recipe, None)
+    try:
+        return recipe(**vars(parser.instantiate(parser.parse_object(values))))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"this is no recipe of the kind {recipe.__name__.removesuffix('Recipe').lower()}: {error}"
+        ) from error

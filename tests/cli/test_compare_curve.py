@@ -10,7 +10,8 @@ from robustmim.cli.curve import varied, with_steps
 from robustmim.cli.main import main
 from robustmim.config import AttackConfig, BaselineConfig, EvaluateRecipe, PurifyRecipe, ReconstructionConfig
 from robustmim.errors import RecipeError
-from robustmim.evaluate.comparison import compare, exact_mcnemar
+from robustmim.evaluate.comparison import compare, compare_worst, exact_mcnemar
+from robustmim.evaluate.verdict import Worst
 from robustmim.report.measures import curve_sections
 from robustmim.runs import read_json
 from tests.tiny import TINY_EVALUATION
@@ -36,6 +37,43 @@ def test_pairs_are_compared_not_means():
     assert (row["only_first"], row["only_second"]) == (6, 0)
     assert row["p"] == pytest.approx(2 / 2**6)
     assert row["low"] < row["difference"] < row["high"] < 0
+
+
+def test_worst_cases_are_compared_whatever_is_defended():
+    bare = {
+        number: Worst(share=float(number < 12), standing=number < 12, every_draw=number < 12) for number in range(40)
+    }
+    purified = {
+        number: Worst(share=0.75 * (number < 18), standing=number < 18, every_draw=False) for number in range(36)
+    }
+    (row,) = compare_worst({"8/255": ("bare", bare), "4/255": ("bare", bare)}, {"8/255": ("purified", purified)})
+    assert (row["attack"], row["defence"], row["n"]) == ("worst case", "bare and purified", 36)
+    assert (row["first"], row["second"]) == pytest.approx((12 / 36, 0.75 * 18 / 36))
+    assert (row["only_first"], row["only_second"]) == (0, 6)
+
+
+def test_a_classifier_beside_the_same_purified(tmp_path, capsys):
+    """The worst cases are those of the claims, and only what has faced every attack has one."""
+    pytest.importorskip("foolbox")
+    for purifier in ("none", "jpeg"):
+        words = [*TINY_EVALUATION, "--limit", "8", "--purifier", purifier, "--out", str(tmp_path / purifier)]
+        assert main(words) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "none"), str(tmp_path / "jpeg"), "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out) if row["attack"] == "worst case"]
+    claims = [read_json(tmp_path / purifier / "claim.json")["worst_cases"] for purifier in ("none", "jpeg")]
+    assert [row["radius"] for row in rows] == [worst["radius"] for worst in claims[0]]
+    for row, first, second in zip(rows, *claims, strict=True):
+        assert (row["n"], row["first"], row["second"]) == pytest.approx(
+            (2, first["accuracy"], second["accuracy"]), abs=1e-4
+        )
+    kept = tmp_path / "jpeg" / "records.jsonl"
+    lines = kept.read_text().splitlines()
+    missing = [line for line in lines if (json.loads(line)["attack"], json.loads(line)["id"]) == ("white-box", 1)]
+    kept.write_text("\n".join(line for line in lines if line not in missing) + "\n")
+    assert main(["compare", str(tmp_path / "none"), str(tmp_path / "jpeg"), "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out) if row["attack"] == "worst case"]
+    assert rows[-1]["n"] == 1
 
 
 def test_records_of_something_else_are_not_compared(tmp_path, capsys):

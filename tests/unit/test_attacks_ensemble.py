@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from robustmim.attacks.objectives import cross_entropy
+from robustmim.attacks.objectives import cross_entropy, margin
 from robustmim.attacks.parts import KnowingAttack, Parts
 from robustmim.attacks.target import Target
 from robustmim.config import AttackConfig
@@ -58,9 +58,48 @@ def test_it_moves_the_surrogate_where_an_attack_on_the_defence_alone_does_not(su
     assert cross_entropy(classifier(both), y).mean() > cross_entropy(classifier(x), y).mean()
 
 
+def test_each_class_is_aimed_at_in_turn_by_both(surrogate):
+    classifier, x = network(), images(6, seed=2)
+    y = classifier(x).argmax(1)
+    believed = surrogate(x).scatter(1, y[:, None], -torch.inf).topk(2, dim=1).indices
+    told = []
+    attack = build("attack", "ensemble", surrogate="other", weight=0.5, targets=2, steps=4, drop=False)
+    end = attack(bare(classifier, x, drop=False), x, y, BALL, callback=told.append)
+    assert len(told) == 8
+    rows = torch.arange(len(x))
+    for number, note in enumerate(told):
+        wanted = believed[:, number // 4]
+        own, others = classifier(note["x"]), surrogate(note["x"])
+        ahead = own[rows, wanted] - own[rows, y] + 0.5 * (others[rows, wanted] - others[rows, y])
+        torch.testing.assert_close(note["value"], ahead, rtol=1e-4, atol=1e-5)
+    towards_one = build("attack", "ensemble", surrogate="other", weight=0.5, targets=1, steps=4, drop=False)
+    one = towards_one(bare(classifier, x, drop=False), x, y, BALL)
+    margins = [margin(classifier(z), y) for z in (end, one)]
+    assert (margins[0] >= margins[1] - 1e-5).all()  # the better of the two ends
+    assert (margins[0] > margins[1] + 1e-5).any()
+    assert (end - x).abs().max() <= BALL.eps + 1e-6
+
+
+def test_what_falls_to_one_class_is_not_aimed_at_the_next(surrogate):
+    classifier, x = network(), images(12, seed=3)
+    y, asked = classifier(x).argmax(1), []
+
+    def scores(z, drawn, progress):
+        asked.append(len(z))
+        return classifier(z)
+
+    wide = Ball(norm="linf", eps=0.5)
+    target = Target(scores=scores, keys=keys(0, "a", content_ids(x)))
+    end = build("attack", "ensemble", surrogate="other", targets=9, steps=10)(target, x, y, wide)
+    assert (classifier(end).argmax(1) != y).all()
+    assert sum(asked) < 9 * 10 * len(x) / 2
+
+
 def test_a_weight_of_nothing_is_refused(surrogate):
     with pytest.raises(RecipeError, match="above 0"):
         build("attack", "ensemble", surrogate="other", weight=0.0)
+    with pytest.raises(RecipeError, match="0 for none"):
+        build("attack", "ensemble", surrogate="other", targets=-1)
 
 
 def test_it_is_not_held_to_the_loss_of_the_defence_s_answers_alone(surrogate):

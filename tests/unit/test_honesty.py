@@ -66,6 +66,16 @@ def test_knowing_less_must_not_find_more():
     assert "transfer-wins" not in said(GRAY, WHITE, records=[strong, rows("gray", [0] + [4] * 19)])
 
 
+def test_what_the_guide_alone_gives_away_is_told_as_that():
+    guided = noisy(0.1)
+    guided.guide = Halves()
+    guide = AttackConfig(name="guide", attack="transfer", options={"options": {"steps": 2}})
+    weak, strong = rows("guide", [0] * 4 + [4] * 16), rows("white", [4] * 20)
+    told = said(guide, WHITE, records=[weak, strong], purifier=guided)
+    assert told["transfer-wins"] == "red"
+    assert "black-box-wins" not in told
+
+
 def test_under_a_cascade_too():
     """A white-box attack spares what it broke; what an attack that knows less broke before it is not spared."""
     weak = rows("gray", [0] * 4 + [4] * 16)

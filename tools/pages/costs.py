@@ -10,6 +10,8 @@ COUNTERPARTS = {
     "DiffPure": "diffpure-ddpm-unet-cifar10",
     "AMRM-Pure, MAE": "amrm-mae-patch4-cifar10",
     "AMRM-Pure, MaskDiT": "amrm-maskdit-micro-cifar10",
+    "RAMRM-Pure, MAE": "amrm-rmae-patch4-cifar10",
+    "RAMRM-Pure, MaskDiT": "amrm-rmaskdit-micro-cifar10",
 }
 """The recipe that does what a row of AMRM-Pure's Table 5 does, on a network of ours."""
 

@@ -21,6 +21,15 @@ FRONTS: dict[str, tuple[str, Tone]] = {
     "fast-cnn-cifar10": ("our classifier", "vermillion"),
     ROBUST: ("our adversarially trained classifier", "teal"),
 }
+GUIDE: tuple[str, Tone] = ("a purifier's guide, alone", "purple")
+GUIDES = (
+    "fast-cnn-adversarial-small-cifar10",
+    "fast-cnn-trades-cifar10",
+    "fast-cnn-pair-cifar10",
+    "fast-cnn-pair-long-cifar10",
+)
+"""Classifiers that tell a purifier what they believe: what it holds, it holds by them."""
+FRONTS |= dict.fromkeys(GUIDES, GUIDE)
 ASKED: tuple[str, Tone] = ("what was asked for", "neutral")
 SHORT: tuple[str, Tone] = ("before any of them, three short attacks only", "gold")
 WIDTH, LEGEND, TITLE = 440, 26, 30
@@ -177,6 +186,7 @@ def frontier(known: list[Point]) -> str:
         "|---" * 8 + "|",
     ]
     for number, p in enumerate(by_suites(known), 1):
-        found = [str(number), p.radius, FRONTS[p.front][0], p.purifier or "none", percent(p.clean), percent(p.worst)]
+        before = FRONTS[p.front][0] + (f" ({p.front})" if p.front in GUIDES else "")
+        found = [str(number), p.radius, before, p.purifier or "none", percent(p.clean), percent(p.worst)]
         lines.append("| " + " | ".join([*found, f"{p.attacks}, n = {p.worst['n']}", f"`{p.folder}`"]) + " |")
     return "\n".join(lines) + "\n\n"

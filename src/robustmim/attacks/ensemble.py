@@ -6,13 +6,14 @@ how the guide is turned, the guide's own gradient does.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from robustmim.attacks.objectives import Logits, Loss, named_loss
+from robustmim.attacks.objectives import Logits, Loss, margin, named_loss, targeted_margin
 from robustmim.attacks.parts import Parts, known_parts, opened_surrogate
 from robustmim.attacks.pgd import PGD
 from robustmim.attacks.target import Target
@@ -35,10 +36,12 @@ class Ensemble:
         arch: registered classifier that the file belongs to.
         weight: of the surrogate's loss, above zero.
         loss: of both: cross-entropy, margin or dlr.
+        targets: aim both at so many wrong classes in turn, those that the surrogate finds likeliest first: the loss is
+            the class's logit minus the right one. 0 for `loss`.
         steps, step_size, schedule, momentum, random_start, restarts, drop: see `PGD`.
 
     Raises:
-        RecipeError: a weight that is not above zero, `arch` without a surrogate, or what `PGD` refuses.
+        RecipeError: a weight that is not above zero, targets below zero, `arch` without a surrogate, or what `PGD` refuses.
         CheckpointError: the surrogate cannot be loaded.
     """
 
@@ -52,6 +55,7 @@ class Ensemble:
         arch: str | None = None,
         weight: float = 1.0,
         loss: str = "cross-entropy",
+        targets: int = 0,
         steps: int = 20,
         step_size: float = 0.25,
         schedule: Literal["constant", "cosine"] = "constant",
@@ -64,10 +68,12 @@ class Ensemble:
             raise RecipeError(
                 f"ensemble: the surrogate's weight is above 0, but this one is {weight}; without it, use pgd"
             )
+        if targets < 0:
+            raise RecipeError(f"ensemble: targets is a number of classes, 0 for none, but here it is {targets}")
         named = opened_surrogate(surrogate, arch)
         self.surrogate = None if named is None else folded(named)
         self.weight, self.loss = weight, named_loss(loss)
-        self.steps, self.restarts = steps, restarts
+        self.steps, self.restarts, self.targets = steps, restarts, targets
         self.pgd = PGD(
             steps=steps,
             step_size=step_size,
@@ -84,7 +90,7 @@ class Ensemble:
             parts.guide()
 
     def __call__(self, target: Target, x: Images, y: Labels, ball: Ball, *, callback: Callback | None = None) -> Images:
-        """Return the last iterate of each sample, or the one at which it fell.
+        """Return the last iterate of each sample, or the one at which it fell; of several classes, that of the largest margin.
 
         Raises:
             RecipeError: the purifier's guide is the surrogate and there is none.
@@ -92,7 +98,8 @@ class Ensemble:
         """
         surrogate = (self.surrogate or folded(known_parts(target.parts).guide())).to(x.device)
         with torch.no_grad():
-            classes = surrogate(x[:1]).shape[-1]
+            believed = surrogate(x)
+        classes = believed.shape[-1]
         if int(y.max()) >= classes:
             raise InputError(
                 f"the surrogate of the ensemble has {classes} classes, but there is a label {int(y.max())}"
@@ -101,13 +108,34 @@ class Ensemble:
         def scores(images: Images, drawn: Keys, progress: float) -> Tensor:
             return torch.cat([target.scores(images, drawn, progress), surrogate(images)], dim=1)
 
-        def objective(found: Logits, labels: Labels) -> PerSample:
-            own, others = found[:, :-classes], found[:, -classes:]
-            return self.loss(own, labels) + self.weight * self.loss(others, labels)
+        def both_by(loss: Loss) -> Loss:
+            def climbed(found: Logits, labels: Labels) -> PerSample:
+                return loss(found[:, :-classes], labels) + self.weight * loss(found[:, -classes:], labels)
+
+            return climbed
 
         both = target.asking(scores, x, terms=classes)
+        if not self.targets:
+            return self.pgd.climb(
+                target, x, y, ball, aim=lambda active: (both[active], both_by(self.loss)), callback=callback
+            )
+        likely = believed.scatter(1, y[:, None], -torch.inf).topk(min(self.targets, classes - 1), dim=1).indices
+        result, standing = x.clone(), torch.arange(len(x), device=x.device)
+        reached = torch.full((len(x),), -torch.inf, device=x.device)
+        for number in range(likely.shape[1]):
+            some, labels, wanted = target[standing], y[standing], likely[standing, number]
 
-        def aim(active: Bool[Tensor, " batch"]) -> tuple[Target, Loss]:
-            return both[active], objective
+            def aim(
+                active: Bool[Tensor, " batch"], places: Tensor = standing, wanted: Labels = wanted
+            ) -> tuple[Target, Loss]:
+                return both[places[active]], both_by(partial(targeted_margin, target=wanted[active]))
 
-        return self.pgd.climb(target, x, y, ball, aim=aim, callback=callback)
+            ends = self.pgd.climb(some, x[standing], labels, ball, aim=aim, callback=callback)
+            slope = some.value(ends, labels, margin, number)
+            fell = some.fallen(ends, labels, slope, number)
+            better = fell | (slope.value > reached[standing])
+            result[standing[better]], reached[standing[better]] = ends[better], slope.value[better]
+            standing = standing[~fell]
+            if not len(standing):
+                break
+        return result

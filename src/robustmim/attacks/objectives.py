@@ -49,13 +49,17 @@ def targeted_difference_of_logits_ratio(logits: Logits, y: Labels, target: Label
     if logits.shape[1] < 4:
         raise RecipeError(f"the targeted DLR loss needs at least four classes, not {logits.shape[1]}; use another loss")
     first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
-    gap = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
-    return gap / (first - (third + fourth) / 2 + 1e-12)
+    return targeted_margin(logits, y, target) / (first - (third + fourth) / 2 + 1e-12)
 
 
 def targeted_cross_entropy(logits: Logits, y: Labels, target: Labels) -> PerSample:
     """Return minus the cross-entropy of the class wanted."""
     return -F.cross_entropy(logits, target, reduction="none")
+
+
+def targeted_margin(logits: Logits, y: Labels, target: Labels) -> PerSample:
+    """Return the logit of the class wanted minus the right one: positive once that class is ahead of it."""
+    return logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}

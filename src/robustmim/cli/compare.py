@@ -9,7 +9,8 @@ from robustmim.errors import InputError, RecipeError
 USAGE = """usage: robustmim compare RUN RUN [--json]
 
 For every attack, budget and defence that two evaluations share: both accuracies on the images both judged, the mean
-difference with its 95 % interval, and the exact McNemar test of the images that only one of them got right."""
+difference with its 95 % interval, and the exact McNemar test of the images that only one of them got right. And the
+worst cases of both at the budgets they share, whatever attacks each took: a classifier alone beside the same purified."""
 HEADS = ("attack, ε, defence", "n", "first", "second", "second − first, 95 %", "only one right", "p")
 
 
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     from rich.table import Table
 
     from robustmim.cli.console import console, output
-    from robustmim.evaluate.comparison import compare
+    from robustmim.evaluate.comparison import compare, compare_worst, worst_cases
     from robustmim.evaluate.run import read_records
 
     for folder in folders:
@@ -36,7 +37,12 @@ def main(arguments: list[str]) -> int:
             raise InputError(
                 f"{folder} holds no records of an evaluation; make some with robustmim evaluate --out {folder}"
             )
-    rows = compare(*(read_records(folder) for folder in folders))
+    first, second = ((folder, read_records(folder)) for folder in folders)
+    rows = compare(first[1], second[1]) + compare_worst(worst_cases(*first), worst_cases(*second))
+    if not rows:
+        raise InputError(
+            "the two runs have no attack, budget and image in common; compare runs of one recipe and data set"
+        )
     if "--json" in arguments:
         output(rows)
     table = Table(title=f"{folders[1]} minus {folders[0]}")

@@ -100,21 +100,27 @@ def faced_by_sample(records: Records, chosen: list[Cell]) -> dict[int, list[dict
     return found
 
 
-def worst_case(records: Records, recipe: EvaluateRecipe, radius: float, *, purified: bool) -> dict[str, Any]:
-    """Combine all attacks on fresh draws at one budget: what withstands the worst of them, sample by sample.
+def faced_by_all(
+    records: Records, recipe: EvaluateRecipe, radius: float, *, purified: bool
+) -> dict[int, list[dict[str, Any]]]:
+    """Return, by sample, what all attacks on fresh draws found at one budget, of what is defended.
 
-    Only samples that every attack was meant for are counted: an attack limited to the first images limits the rest.
+    Only samples that every attack was meant for are there: an attack limited to the first images limits the rest.
     """
-    defence = "purified" if purified else "bare"
+    defence: Defence = "purified" if purified else "bare"
     attacks = [a for a in recipe.attacks if a.randomness == "fresh" and radius in radii_of(a, recipe)]
-    chosen = [Cell(attack.name, radius, defence) for attack in attacks]  # type: ignore[arg-type]
     limits = [attack.images for attack in attacks if attack.images is not None]
-    samples = faced_by_sample(records, chosen)
-    judged = {
+    samples = faced_by_sample(records, [Cell(attack.name, radius, defence) for attack in attacks])
+    return {
         number: rows
         for number, rows in list(samples.items())[: min(limits) if limits else None]
         if any(not row.get("skipped") for row in rows)
     }
+
+
+def worst_case(records: Records, recipe: EvaluateRecipe, radius: float, *, purified: bool) -> dict[str, Any]:
+    """Combine all attacks on fresh draws at one budget: what withstands the worst of them, sample by sample."""
+    judged = faced_by_all(records, recipe, radius, purified=purified)
     worst = worst_of_each(judged)
     found = {"radius": radius_text(radius)} | proportion([one.share for one in worst.values()])
     found["rules"] = {
@@ -122,7 +128,7 @@ def worst_case(records: Records, recipe: EvaluateRecipe, radius: float, *, purif
         "majority": proportion([float(one.standing) for one in worst.values()])["accuracy"],
         "worst": proportion([float(one.every_draw) for one in worst.values()])["accuracy"],
     }
-    alone: dict[str, int] = {attack.name: 0 for attack in attacks}
+    alone = {a.name: 0 for a in recipe.attacks if a.randomness == "fresh" and radius in radii_of(a, recipe)}
     for rows in judged.values():
         breakers = [row["attack"] for row in rows if not row.get("skipped") and broken(row)]
         if len(breakers) == 1:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
-from robustmim.errors import InputError
-from robustmim.evaluate.verdict import broken, share
+from robustmim.config import EvaluateRecipe
+from robustmim.evaluate.claims import Records, faced_by_all
+from robustmim.evaluate.table import radii_of
+from robustmim.evaluate.verdict import Worst, broken, share, worst_of_each
+from robustmim.radius import radius_text
+from robustmim.recipe import recipe_from
+from robustmim.runs import read_json
 
-Records = dict[tuple[str, str, str], dict[int, dict[str, Any]]]
-"""Records by cell, then by id."""
+WorstCases = dict[str, tuple[str, dict[int, Worst]]]
+"""By budget: what is defended, bare or purified, and what the worst attack leaves of each sample."""
+Judged = dict[int, tuple[float, bool]]
+"""By sample: the share of its draws that were right, and whether it stands by majority."""
 
 
 def exact_mcnemar(only_first: int, only_second: int) -> float:
@@ -32,44 +40,75 @@ def compare(first: Records, second: Records) -> list[dict[str, Any]]:
     Returns:
         For each cell they share: n, both accuracies (mean rule), the mean difference second - first with its 95 %
         interval (normal, over pairs), how many only one of them got right (majority rule), and the exact McNemar p.
-
-    Raises:
-        InputError: no cell, or no image, in common.
     """
     rows = []
     for cell, own in first.items():
-        other = second.get(cell, {})
-        pairs = [
-            (own[number], other[number])
-            for number in own
-            if number in other and not own[number].get("skipped") and not other[number].get("skipped")
+        judged = [
+            {number: (share(row), not broken(row)) for number, row in run.items() if not row.get("skipped")}
+            for run in (own, second.get(cell, {}))
         ]
-        if not pairs:
-            continue
-        n = len(pairs)
-        differences = [share(b) - share(a) for a, b in pairs]
-        mean = sum(differences) / n
-        spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n)
-        only_first = sum(not broken(a) and broken(b) for a, b in pairs)
-        only_second = sum(broken(a) and not broken(b) for a, b in pairs)
-        rows.append(
-            {
-                "attack": cell[0],
-                "radius": cell[1],
-                "defence": cell[2],
-                "n": n,
-                "first": sum(share(a) for a, _ in pairs) / n,
-                "second": sum(share(b) for _, b in pairs) / n,
-                "difference": mean,
-                "low": mean - 1.96 * spread,
-                "high": mean + 1.96 * spread,
-                "only_first": only_first,
-                "only_second": only_second,
-                "p": exact_mcnemar(only_first, only_second),
-            }
-        )
-    if not rows:
-        raise InputError(
-            "the two runs have no attack, budget and image in common; compare runs of one recipe and data set"
-        )
+        rows += _paired(*judged, attack=cell[0], radius=cell[1], defence=cell[2])
     return rows
+
+
+def compare_worst(first: WorstCases, second: WorstCases) -> list[dict[str, Any]]:
+    """Compare the worst cases of two runs, whatever attacks each took and whatever it defends: a classifier and the same purified.
+
+    Returns:
+        Rows like those of `compare`, one for each budget that both have.
+    """
+    rows = []
+    for radius, (defence, own) in first.items():
+        other_defence, other = second.get(radius, (defence, {}))
+        judged = [{number: (one.share, one.standing) for number, one in run.items()} for run in (own, other)]
+        which = defence if defence == other_defence else f"{defence} and {other_defence}"
+        rows += _paired(*judged, attack="worst case", radius=radius, defence=which)
+    return rows
+
+
+def worst_cases(folder: Path, records: Records) -> WorstCases:
+    """Return what withstands the worst of a run's attacks, by budget: of the samples that have faced all of them.
+
+    Raises:
+        InputError: `run.json` is not there or damaged.
+        RecipeError: its recipe is not that of an evaluation.
+    """
+    about = read_json(folder / "run.json")["recipe"]
+    recipe = recipe_from(EvaluateRecipe, about["evaluate"])
+    purified = about["purify"] is not None
+    found: WorstCases = {}
+    for radius in recipe.radii:
+        attacks = sum(a.randomness == "fresh" and radius in radii_of(a, recipe) for a in recipe.attacks)
+        faced = faced_by_all(records, recipe, radius, purified=purified)
+        # Of a run that was stopped, the others may still fall.
+        whole = {number: rows for number, rows in faced.items() if len(rows) == attacks}
+        found[radius_text(radius)] = ("purified" if purified else "bare", worst_of_each(whole))
+    return found
+
+
+def _paired(first: Judged, second: Judged, *, attack: str, radius: str, defence: str) -> list[dict[str, Any]]:
+    pairs = [(own, second[number]) for number, own in first.items() if number in second]
+    if not pairs:
+        return []
+    n = len(pairs)
+    differences = [b[0] - a[0] for a, b in pairs]
+    mean = sum(differences) / n
+    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n)
+    only_first = sum(a[1] and not b[1] for a, b in pairs)
+    only_second = sum(b[1] and not a[1] for a, b in pairs)
+    return [
+        {
+            "attack": attack,
+            "radius": radius,
+            "defence": defence,
+            "n": n,
+            "first": sum(a[0] for a, _ in pairs) / n,
+            "second": sum(b[0] for _, b in pairs) / n,
+            "difference": mean,
+            "low": mean - 1.96 * spread,
+            "high": mean + 1.96 * spread,
+            "only_first": only_first,
+            "only_second": only_second,
+            "p": exact_mcnemar(only_first, only_second),
+        }
+    ]

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustmim.attacks.parts import KnowingAttack
+from robustmim.attacks.transfer import Transfer
 from robustmim.config import AttackConfig
 from robustmim.evaluate.active_checks import by_gradient, through
 from robustmim.evaluate.run import Evaluator
@@ -177,11 +178,16 @@ def _comparisons(content: dict[str, Any], records: Records, evaluator: Evaluator
     recipe, purified = evaluator.recipe, evaluator.purifier is not None
     defence: Literal["bare", "purified"] = "purified" if purified else "bare"
     strong = through(evaluator)
-    weak = {
-        attack.name: ("black-box-wins", "an attack that only asks for answers")
-        for attack in recipe.attacks
-        if evaluator.attacks[attack.name].black_box and attack.randomness == "fresh"
-    }
+    weak = {}
+    for attack in recipe.attacks:
+        built = evaluator.attacks[attack.name]
+        if built.black_box and attack.randomness == "fresh":
+            guide = isinstance(built, Transfer) and built.surrogate is None
+            weak[attack.name] = (
+                ("transfer-wins", "an attack on the purifier's guide alone")
+                if guide
+                else ("black-box-wins", "an attack that only asks for answers")
+            )
     weak |= {
         attack.name: ("transfer-wins", "an attack on the bare classifier")
         for attack in recipe.attacks
