@@ -74,6 +74,9 @@ def test_a_classifier_beside_the_same_purified(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "none"), str(tmp_path / "jpeg"), "--json"]) == 0
     rows = [row for row in json.loads(capsys.readouterr().out) if row["attack"] == "worst case"]
     assert rows[-1]["n"] == 1
+    (tmp_path / "jpeg" / "run.json").write_text("{}")
+    assert main(["compare", str(tmp_path / "none"), str(tmp_path / "jpeg")]) == 1
+    assert "run.json is damaged: it has no 'recipe'" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_records_of_something_else_are_not_compared(tmp_path, capsys):

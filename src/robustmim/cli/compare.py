@@ -11,6 +11,7 @@ USAGE = """usage: robustmim compare RUN RUN [--json]
 For every attack, budget and defence that two evaluations share: both accuracies on the images both judged, the mean
 difference with its 95 % interval, and the exact McNemar test of the images that only one of them got right. And the
 worst cases of both at the budgets they share, whatever attacks each took: a classifier alone beside the same purified."""
+REMEDY = "name the folder of an evaluation, which holds run.json"
 HEADS = ("attack, ε, defence", "n", "first", "second", "second − first, 95 %", "only one right", "p")
 
 
@@ -31,14 +32,19 @@ def main(arguments: list[str]) -> int:
     from robustmim.cli.console import console, output
     from robustmim.evaluate.comparison import compare, compare_worst, worst_cases
     from robustmim.evaluate.run import read_records
+    from robustmim.report.reading import read_record, reading
 
+    records, worst = [], []
     for folder in folders:
         if not list(folder.glob("records*.jsonl")):
             raise InputError(
                 f"{folder} holds no records of an evaluation; make some with robustmim evaluate --out {folder}"
             )
-    first, second = ((folder, read_records(folder)) for folder in folders)
-    rows = compare(first[1], second[1]) + compare_worst(worst_cases(*first), worst_cases(*second))
+        records.append(read_records(folder))
+        about = read_record(folder / "run.json", REMEDY)
+        with reading(folder / "run.json", REMEDY):
+            worst.append(worst_cases(about["recipe"], records[-1]))
+    rows = compare(*records) + compare_worst(*worst)
     if not rows:
         raise InputError(
             "the two runs have no attack, budget and image in common; compare runs of one recipe and data set"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from robustmim.config import EvaluateRecipe
@@ -12,7 +11,6 @@ from robustmim.evaluate.table import radii_of
 from robustmim.evaluate.verdict import Worst, broken, share, worst_of_each
 from robustmim.radius import radius_text
 from robustmim.recipe import recipe_from
-from robustmim.runs import read_json
 
 WorstCases = dict[str, tuple[str, dict[int, Worst]]]
 """By budget: what is defended, bare or purified, and what the worst attack leaves of each sample."""
@@ -66,16 +64,19 @@ def compare_worst(first: WorstCases, second: WorstCases) -> list[dict[str, Any]]
     return rows
 
 
-def worst_cases(folder: Path, records: Records) -> WorstCases:
+def worst_cases(run: dict[str, Any], records: Records) -> WorstCases:
     """Return what withstands the worst of a run's attacks, by budget: of the samples that have faced all of them.
 
+    Args:
+        run: what was run, as `run.json` says under "recipe".
+        records: what was found.
+
     Raises:
-        InputError: `run.json` is not there or damaged.
-        RecipeError: its recipe is not that of an evaluation.
+        KeyError: it is not an evaluation that was run.
+        RecipeError: its recipe has unknown keys or wrong types.
     """
-    about = read_json(folder / "run.json")["recipe"]
-    recipe = recipe_from(EvaluateRecipe, about["evaluate"])
-    purified = about["purify"] is not None
+    recipe = recipe_from(EvaluateRecipe, run["evaluate"])
+    purified = run["purify"] is not None
     found: WorstCases = {}
     for radius in recipe.radii:
         attacks = sum(a.randomness == "fresh" and radius in radii_of(a, recipe) for a in recipe.attacks)
