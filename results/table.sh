@@ -11,7 +11,8 @@ cheap="none gaussian-noise jpeg median total-variation reconstruction-cifar10 ce
   amrm-rmasked-conv-cifar10 amrm-mae-patch4-cifar10 amrm-rmae-patch4-cifar10 \
   amrm-maskdit-micro-cifar10 amrm-rmaskdit-micro-cifar10 scoreopt-noised-unet-cifar10 scoreopt-image-unet-cifar10 \
   adbm-unet-cifar10 nim-cifar10 dmae-cifar10"
-# Trained through the ResNet-56 at 2/255: there, and before a classifier that they have not met, at the same budget.
+# Trained through the ResNet-56 at 2/255: there, and before a classifier that they have not met, at the same budget. Before the
+# adversarially trained one, what carries over the answer of a better one.
 maps="still-cifar10 guided-cifar10"
 dear="amrm-mae-patch2-cifar10 soap-cifar10"
 dear_and_smooth="adp-cifar10 addt-unet-cifar10 coup-unet-cifar10 diffpure-ddpm-unet-cifar10 diffpure-sde-unet-cifar10"
@@ -25,7 +26,7 @@ for classifier in $classifiers; do
   [ "$classifier" = resnet56 ] && which=(--classifier resnet56-4bfd9763.th --arch resnet56)
   [ "$classifier" = fast-cnn-adversarial-cifar10 ] && budget=8/255
   own=$maps
-  [ "$classifier" = fast-cnn-adversarial-cifar10 ] && own=""
+  [ "$classifier" = fast-cnn-adversarial-cifar10 ] && own=anti-adversary-robust-cifar10
   for purifier in ${purifiers:-$cheap $own $dear $dear_and_smooth}; do
     more=()
     [[ " $dear " == *" $purifier "* ]] && more=(--attacks "[$three]")
