@@ -167,10 +167,10 @@ def test_results_that_differ_stop_the_bench():
 def test_a_record_tells_what_was_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(purifiers, "__file__", str(tmp_path / "purifiers.py"))
     monkeypatch.chdir(tmp_path)  # where there are no runs
-    monkeypatch.setattr(sys, "argv", ["purifiers.py", "--record", "--rounds", "1", "median", "nim-cifar10"])
+    monkeypatch.setattr(sys, "argv", ["purifiers.py", "--record", "--rounds", "1", "median", "distilled-cifar10"])
     purifiers.main()
     (path,) = tmp_path.glob("records/*-purifiers/record.json")
     record = json.loads(path.read_text())
     assert record["results"].keys() == {"median"}
     assert record["results"]["median"]["plain"] == "the same"
-    assert "there is no folder runs/" in record["left_out"]["nim-cifar10"]
+    assert "there is no folder runs/" in record["left_out"]["distilled-cifar10"]
