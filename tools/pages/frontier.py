@@ -21,7 +21,7 @@ FRONTS: dict[str, tuple[str, Tone]] = {
     "fast-cnn-cifar10": ("our classifier", "vermillion"),
     ROBUST: ("our adversarially trained classifier", "teal"),
 }
-GUIDE: tuple[str, Tone] = ("a purifier's guide, alone", "purple")
+GUIDE: tuple[str, Tone] = ("a guide alone", "purple")
 GUIDES = (
     "fast-cnn-adversarial-small-cifar10",
     "fast-cnn-trades-cifar10",
@@ -31,9 +31,8 @@ GUIDES = (
 """Classifiers that tell a purifier what they believe: what it holds, it holds by them."""
 FRONTS |= dict.fromkeys(GUIDES, GUIDE)
 ASKED: tuple[str, Tone] = ("what was asked for", "neutral")
-SHORT: tuple[str, Tone] = ("before any of them, three short attacks only", "gold")
+SHORT: tuple[str, Tone] = ("three short attacks only", "gold")
 WIDTH, LEGEND, TITLE = 440, 26, 30
-PLACES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,13 @@ def panel(radius: str, known: list[Point]) -> LinePlot:
     goal = asked(radius, known)
     if goal is not None:
         lines.append(Line(*ASKED, goal[1:2], goal[2:], joined=False))
+    lowest = min(5, *(int(10 * p.clean["accuracy"]) for p in known if p.radius == radius))
     return LinePlot(
         "worst case",
         "accuracy without an attack",
         tuple(lines),
         f"Worst case over accuracy without an attack at {radius}, {sum(len(line.x) for line in lines)} points",
-        x_ticks=tuple((place, f"{place:.0%}") for place in PLACES),
+        x_ticks=tuple((tenth / 10, f"{tenth * 10}%") for tenth in range(lowest, 11)),
         unit="percent",
     )
 
