@@ -70,7 +70,7 @@ case_of holds-fast-cnn-adversarial-alone "evaluate adaptive-smooth" fast-cnn-adv
 case_of holds-fast-cnn-adversarial-guided "evaluate adaptive-smooth" fast-cnn-adversarial-cifar10 guided-robust-cifar10 --radii '[8/255]'
 case_of holds-pair-alone "evaluate adaptive-smooth" fast-cnn-pair-cifar10 none --radii '[8/255]'
 case_of holds-trades-alone "evaluate adaptive-smooth" fast-cnn-trades-cifar10 none --radii '[8/255]'
-# The two after three more passes together (robustmim train fast-cnn-pair-long-cifar10, 23 minutes of a core), alone, and asked by
+# The two after three more passes together (robustmim train fast-cnn-pair-long-cifar10, 27 minutes of a core), alone, and asked by
 # steps that carry their answer over.
 case_of holds-pair-long-alone "evaluate adaptive-smooth" fast-cnn-pair-long-cifar10 none --radii '[8/255]'
 case_of holds-fast-cnn-adversarial-anti-adversary "evaluate adaptive-guided" fast-cnn-adversarial-cifar10 anti-adversary-robust-cifar10 --radii '[8/255]'

@@ -23,7 +23,7 @@ from robustmim.evaluate.memory import halving
 from robustmim.evaluate.robustbench import robustbench_entry
 from robustmim.evaluate.run import Evaluator, read_records
 from robustmim.evaluate.statistics import wilson_interval
-from robustmim.evaluate.table import NO_ATTACK, Cell, Defence, cells, radii_of
+from robustmim.evaluate.table import NO_ATTACK, Cell, Defence, cells, on_fresh_draws, radii_of
 from robustmim.evaluate.verdict import broken, share, withstands_every_draw, worst_of_each
 from robustmim.purify.amrm import AMRMPure
 from robustmim.purify.load import describe
@@ -108,7 +108,7 @@ def faced_by_all(
     Only samples that every attack was meant for are there: an attack limited to the first images limits the rest.
     """
     defence: Defence = "purified" if purified else "bare"
-    attacks = [a for a in recipe.attacks if a.randomness == "fresh" and radius in radii_of(a, recipe)]
+    attacks = on_fresh_draws(recipe, radius)
     limits = [attack.images for attack in attacks if attack.images is not None]
     samples = faced_by_sample(records, [Cell(attack.name, radius, defence) for attack in attacks])
     return {
@@ -128,7 +128,7 @@ def worst_case(records: Records, recipe: EvaluateRecipe, radius: float, *, purif
         "majority": proportion([float(one.standing) for one in worst.values()])["accuracy"],
         "worst": proportion([float(one.every_draw) for one in worst.values()])["accuracy"],
     }
-    alone = {a.name: 0 for a in recipe.attacks if a.randomness == "fresh" and radius in radii_of(a, recipe)}
+    alone = {attack.name: 0 for attack in on_fresh_draws(recipe, radius)}
     for rows in judged.values():
         breakers = [row["attack"] for row in rows if not row.get("skipped") and broken(row)]
         if len(breakers) == 1:

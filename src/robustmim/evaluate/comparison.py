@@ -7,7 +7,7 @@ from typing import Any
 
 from robustmim.config import EvaluateRecipe
 from robustmim.evaluate.claims import Records, faced_by_all
-from robustmim.evaluate.table import radii_of
+from robustmim.evaluate.table import on_fresh_draws
 from robustmim.evaluate.verdict import Worst, broken, share, worst_of_each
 from robustmim.radius import radius_text
 from robustmim.recipe import recipe_from
@@ -79,7 +79,7 @@ def worst_cases(run: dict[str, Any], records: Records) -> WorstCases:
     purified = run["purify"] is not None
     found: WorstCases = {}
     for radius in recipe.radii:
-        attacks = sum(a.randomness == "fresh" and radius in radii_of(a, recipe) for a in recipe.attacks)
+        attacks = len(on_fresh_draws(recipe, radius))
         faced = faced_by_all(records, recipe, radius, purified=purified)
         # Of a run that was stopped, the others may still fall.
         whole = {number: rows for number, rows in faced.items() if len(rows) == attacks}

@@ -38,6 +38,11 @@ def radii_of(attack: AttackConfig, recipe: EvaluateRecipe) -> tuple[Radius, ...]
     return tuple(radius for radius in recipe.radii if attack.radii is None or radius in attack.radii)
 
 
+def on_fresh_draws(recipe: EvaluateRecipe, radius: float) -> list[AttackConfig]:
+    """Return the attacks of a budget whose verdicts are taken on fresh draws: those that the worst case is of."""
+    return [a for a in recipe.attacks if a.randomness == "fresh" and radius in radii_of(a, recipe)]
+
+
 def in_rising_order(radii: Iterable[Radius]) -> tuple[Radius, ...]:
     """Return budgets from the smallest to the largest, each once; alike are those that are written alike."""
     return tuple({radius_text(radius): radius for radius in sorted(radii)}.values())
