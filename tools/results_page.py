@@ -1,19 +1,21 @@
-"""Write docs/results.md, its frontier chart and the README's table from the committed result files.
+"""Write docs/results.md, docs/evaluations.md, the frontier's chart and the README's table from the committed result files.
 
-python tools/results_page.py            writes it
-python tools/results_page.py --check    exits with 1 if it is not what the files say
+python tools/results_page.py            writes them
+python tools/results_page.py --check    exits with 1 if they are not what the files say
+
+The words of docs/results.md are those of results/page.md; a line `<!-- name -->` there is a table that a file of tools/pages makes.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
 from pages.benches import against_auto_attack, gradients, pretraining_steps
 from pages.costs import speeds
 from pages.detections import detections
-from pages.evaluations import certificate, table
+from pages.evaluations import evaluations
 from pages.frontier import PICTURE, frontier, picture, points
 from pages.mimir import chain
 from pages.purifiers import purifier_table
@@ -21,51 +23,42 @@ from pages.studies import few_steps, scales, seeing
 from pages.summary import short_table
 from pages.words import ROOT
 
-PAGE = ROOT / "docs" / "results.md"
+PAGE, EVALUATIONS = ROOT / "docs" / "results.md", ROOT / "docs" / "evaluations.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- table: tools/results_page.py -->", "<!-- end of table -->"
 
-HEAD = """# Results
+TABLES: dict[str, Callable[[], str]] = {
+    "frontier": lambda: frontier(points()),
+    "purifiers": purifier_table,
+    "mimir": chain,
+    "scales": scales,
+    "seeing": seeing,
+    "few steps": few_steps,
+    "detections": detections,
+    "auto-attack": against_auto_attack,
+    "speeds": speeds,
+    "gradients": gradients,
+    "pre-training": pretraining_steps,
+}
+"""What stands where results/page.md has a mark of this name."""
 
-Written by `python tools/results_page.py` from the files in `results/`; each folder there holds the claim, the records of every
-sample and the command that regenerates them. Accuracies in percent, 95 % Wilson intervals in brackets.
 
-*Bare*: the attacked classifier alone. *Gray box*: images attacked on the bare classifier, then purified; the attacker does
-not know of the purifier. *White box*: PGD + EOT through the purifier with the identity as its gradient, verdict on fresh
-draws: the weakest attack that knows it, so an upper bound. Nothing here is a claim of robustness.
-
-"""
+def contents(text: str) -> str:
+    """Return a list of links to the sections of a page, by the anchors that GitHub gives them."""
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+    return "\n".join(f"- [{title}](#{anchor})" for title, anchor in zip(titles, anchors, strict=True))
 
 
 def page() -> str:
-    parts: dict[str, list[str]] = {}
-    detected: list[tuple[Path, dict]] = []
-    for path in sorted((ROOT / "results").glob("*/claim.json")):
-        claim = json.loads(path.read_text())
-        if "score" in claim:
-            detected.append((path.parent, claim))
-            continue
-        write = certificate if "certified" in claim else table
-        parts.setdefault(claim["data"], []).append(write(claim, path.parent))
-    meaning = (ROOT / "results" / "meaning.md").read_text()
-    body = "\n\n".join(f"## {data}\n\n" + "\n\n".join(tables) for data, tables in parts.items())
-    watching = [detections(detected)] if detected else []
-    return (
-        HEAD
-        + "\n\n".join([meaning.strip(), body, *watching])
-        + "\n\n"
-        + frontier(points())
-        + purifier_table()
-        + chain()
-        + "\n"
-        + scales()
-        + few_steps()
-        + seeing()
-        + gradients()
-        + against_auto_attack()
-        + pretraining_steps()
-        + speeds()
-    )
+    """Return results/page.md with its tables and its contents; every table must be asked for, once."""
+    text = (ROOT / "results" / "page.md").read_text()
+    for name, make in TABLES.items():
+        mark = f"<!-- {name} -->"
+        if text.count(mark) != 1:
+            raise SystemExit(f"results/page.md has the mark {mark} {text.count(mark)} times instead of once")
+        text = text.replace(mark, make().strip())
+    return text.replace("<!-- contents -->", contents(text))
 
 
 def readme() -> str:
@@ -77,17 +70,13 @@ def readme() -> str:
 
 
 def main() -> None:
+    made = {PAGE: page(), EVALUATIONS: evaluations(), README: readme(), PICTURE: picture(points())}
     if "--check" in sys.argv:
-        made = {PAGE: page(), README: readme(), PICTURE: picture(points())}
-        sys.exit(
-            0
-            if all(path.exists() and path.read_text() == text for path, text in made.items())
-            else "the tables are not what results/ says; run python tools/results_page.py"
-        )
-    PAGE.write_text(page())
-    README.write_text(readme())
-    PICTURE.write_text(picture(points()))
-    print(PAGE, README, PICTURE)
+        same = all(path.exists() and path.read_text() == text for path, text in made.items())
+        sys.exit(0 if same else "the tables are not what results/ says; run python tools/results_page.py")
+    for path, text in made.items():
+        path.write_text(text)
+        print(path)
 
 
 if __name__ == "__main__":

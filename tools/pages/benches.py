@@ -43,16 +43,13 @@ def gradients() -> str:
             ]
             rows.append(cells)
     lines = [
-        "",
-        "## What a gradient through a purification costs",
-        "",
         f"Value and gradient of {record['batch']} images through S steps, mode tanh; the other modes cost the same, the identity what "
         "purifying costs. *Full graph*: every step kept by autograd, second derivatives and all. *Off*: relative distance from its "
         f"gradient, single precision. {_machine(record)}, {record['rounds']} interleaved rounds. `benchmarks/records/{folder}`",
         "",
         *_table(["purification", "product", "ms an image", "× purifying", "MiB held", "off"], rows),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def against_auto_attack() -> str:
@@ -71,16 +68,13 @@ def against_auto_attack() -> str:
     heads = ["classifier, budget", "images", "ours leaves", "AutoAttack leaves", "broken by one alone: ours / theirs"]
     heads += ["images forward, ours", "theirs", "theirs / ours", "s, ours", "s, theirs", "machine"]
     lines = [
-        "",
-        "## Against AutoAttack",
-        "",
         "Deterministic classifiers, the same images in one run: our cascade of APGD-CE, targeted APGD, targeted FAB and Square against the "
         "standard version in the package pyautoattack (in l2 ours does without Square, in l1 with APGD alone). Processor seconds of one "
         f"thread. `benchmarks/records/{folder}`",
         "",
         *_table(heads, rows),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def pretraining_steps() -> str:
@@ -105,13 +99,10 @@ def pretraining_steps() -> str:
         "free / MAE",
     ]
     lines = [
-        "",
-        "## What a step of pre-training costs",
-        "",
         "MIMIR with one attack step, against a plain reference in the style of research code on the same weights, and against plain MAE "
         "by the same code; *free*: the attack's gradient is that of the step before. Asked for were 1.3 at least, and 1.75 and 1.05 at most. "
         f"{_machine(record)}, medians of {record['rounds']} interleaved rounds. `benchmarks/records/{folder}`",
         "",
         *_table([*heads, "images a second"], rows),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -32,9 +32,6 @@ def speeds() -> str:
     rows, machine = record["results"], record["environment"]
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     lines = [
-        "",
-        "## What purifiers cost",
-        "",
         f"{record['batch']} images of 32 × 32 pixels at once, medians of {record['rounds']} interleaved rounds of one run, "
         f"processor time; {machine['hardware']}, {threads}, torch {machine['torch']}, commit {machine['commit']}. *Passes*: "
         "images through the masked model or the denoiser, forward + backward, for each image; *of the classifier*: through "
@@ -71,4 +68,4 @@ def speeds() -> str:
         ours = COUNTERPARTS.get(name)
         here = f"{rows[ours]['ms_an_image'] * record['batch'] / 1000:.2f} ({ours})" if ours in rows else ""
         lines.append(f"| {name} | {seconds['CIFAR-10']:.2f} | {seconds['ImageNet']:.2f} | {here} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
-from pages.words import budget, hardware
+from pages.words import ROOT, budget, hardware
 
 ATTACKERS = {"gray-box": "gray box", "aware of the detector": "knows it"}
 
@@ -23,12 +23,12 @@ def share(row: dict) -> str:
     return f"{row['share'] * 100:.1f} [{row['low'] * 100:.0f}, {row['high'] * 100:.0f}]" if row["n"] else ""
 
 
-def detections(claims: list[tuple[Path, dict]]) -> str:
+def detections() -> str:
     """Return the table of scores by budgets: how well attacked images are told from clean ones, and what slips through."""
+    known = ((path.parent, json.loads(path.read_text())) for path in sorted((ROOT / "results").glob("*/claim.json")))
+    claims = [(folder, claim) for folder, claim in known if "score" in claim]
     columns = [f"{name}: {what}" for name in ATTACKERS.values() for what in ("AUROC", "detected", "fooled, undetected")]
     lines = [
-        "## Is an image attacked?",
-        "",
         "*AUROC*: chance that an attacked image scores above a clean one; 0.5 is guessing. *Detected*: percent of the attacked "
         "images above the threshold, which is taken from other, clean images. *Fooled, undetected*: percent of the images "
         "that the classifier has right which the attack makes wrong and keeps below the threshold. *Gray box*: PGD on the "
@@ -61,4 +61,4 @@ def detections(claims: list[tuple[Path, dict]]) -> str:
             f"{hardware(claim)}. `results/{folder.name}`"
         )
         notes += [f"  *{finding['level']}*: {finding['sentence']}" for finding in claim["findings"]]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return "\n".join([*lines, "", *notes])

@@ -1,10 +1,35 @@
-"""Tables of evaluations and certifications: one for each classifier and purifier."""
+"""docs/evaluations.md: a table for each evaluation and each certification."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from pages.words import budget, hardware, percent
+from pages.words import ROOT, budget, hardware, percent
+
+HEAD = """# Every evaluation
+
+One table for each folder of `results/`, which is named at its end and holds the claim, the records of every sample and the command that
+makes them again. What is to be learnt from them is in [results](results.md); this page is written by `python tools/results_page.py`.
+Accuracies in percent, 95 % Wilson intervals in brackets.
+
+*Bare*: the attacked classifier alone. *Gray box*: images attacked on the bare classifier, then purified; the attacker does
+not know of the purifier. *White box*: PGD + EOT through the purifier with the identity as its gradient, verdict on fresh
+draws: the weakest attack that knows it, so an upper bound. Nothing here is a claim of robustness.
+"""
+
+
+def evaluations() -> str:
+    """Return the page: data set by data set, the tables in the order of their folders' names."""
+    parts: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "results").glob("*/claim.json")):
+        claim = json.loads(path.read_text())
+        if "score" in claim:  # a detector, which results.md has
+            continue
+        write = certificate if "certified" in claim else table
+        parts.setdefault(claim["data"], []).append(write(claim, path.parent))
+    sections = (f"## {data}\n\n" + "\n\n".join(tables) for data, tables in parts.items())
+    return HEAD + "\n" + "\n\n".join(sections) + "\n"
 
 
 def suite(claim: dict, folder: Path) -> str:

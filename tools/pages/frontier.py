@@ -169,15 +169,13 @@ def reached(known: list[Point]) -> str:
 
 
 def frontier(known: list[Point]) -> str:
-    """Return the chart's section: the picture, and what each number in it stands for."""
+    """Return the picture, and what each number in it stands for."""
     lines = [
-        "## The frontier: without an attack, and in the worst case",
-        "",
         "![Three charts of the worst case over the accuracy without an attack, one a budget](images/frontier.svg)",
         "",
         "Every evaluation that is more than a gray box and the identity, failures included; the worst case image by image over so many "
         "attacks, on fresh draws by their mean, with its 95 % interval (by majority, and for an attacker who knows the draws, it is "
-        "lower: see the tables above). Without a number: the rows of the table of purifiers (`results/table`), which took three "
+        "lower: [every evaluation](evaluations.md)). Without a number: the rows of the table of purifiers (`results/table`), which took three "
         "short attacks and would fall further under a suite. Squares: what was asked for, before the ResNet-56 half in the worst case "
         "at 2/255 and nine in ten without an attack, and before the adversarially trained classifier "
         f"three points more than it has alone at 8/255. By the suites, {reached(known)}",
@@ -189,4 +187,4 @@ def frontier(known: list[Point]) -> str:
         before = FRONTS[p.front][0] + (f" ({p.front})" if p.front in GUIDES else "")
         found = [str(number), p.radius, before, p.purifier or "none", percent(p.clean), percent(p.worst)]
         lines.append("| " + " | ".join([*found, f"{p.attacks}, n = {p.worst['n']}", f"`{p.folder}`"]) + " |")
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines)

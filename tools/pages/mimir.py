@@ -150,8 +150,6 @@ def both_ways(path: Path) -> list[str]:
 def chain() -> str:
     """Return the tables of pre-training before the same adversarial fine-tuning."""
     head = [
-        "## MIMIR: pre-training before the same adversarial fine-tuning",
-        "",
         "A ViT of 64 × 3, patch 4 (0.16 M parameters), CIFAR-10: pre-trained for one pass (390 steps of 128 images), then "
         "fine-tuned against 8/255 for 0.6 passes (937 steps of 32), all rows alike; minutes of a core, so far from what "
         "the papers train. l∞ 8/255; worst case: PGD-20 and APGD-T (20 steps, 3 targets). "
@@ -160,4 +158,4 @@ def chain() -> str:
         "",
     ]
     lines = smallest("N-FGSM", "") + smallest("TRADES, two steps of attack", "-trades") + longer()
-    return "\n".join(head + lines[:-1]) + "\n"
+    return "\n".join(head + lines[:-1])

@@ -69,8 +69,6 @@ def purifier_table() -> str:
     if not sections:
         return ""
     head = [
-        "## Purifiers compared",
-        "",
         "The same short attacks on each. *Gray box*: PGD-20 on the bare classifier. *Gradient as published*: PGD-10 through the "
         "purifier, two draws a step, by the exact gradient of what is computed: AMRM-Pure's protocol with fewer steps and draws "
         "(there 200 and 20); for a descent by signs that is the identity but for its clips, and JPEG's rounding, whose own is zero, is "
@@ -83,4 +81,4 @@ def purifier_table() -> str:
         "*Passes*: of the network, forward + backward, for each image. `results/table.sh`",
         "",
     ]
-    return "\n".join(head + sections) + "\n"
+    return "\n".join(head + sections)

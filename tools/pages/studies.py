@@ -15,8 +15,6 @@ def seeing() -> str:
     content = json.loads(path.read_text())
     radii = [key.split(" ", 1)[1] for key in content["rows"][0] if key.startswith("sees")]
     lines = [
-        "## What masked models see, and what they undo",
-        "",
         f"{content['classifier']}, the first {content['images']} test images of CIFAR-10 (recipes were chosen on these), "
         f"{content['attack']}, seed {content['seed']}; the same descent for all: "
         f"{content['rows'][0]['descent'].split(', ', 2)[2]}. *Sees*: masked loss attacked / clean. `python "
@@ -33,10 +31,10 @@ def seeing() -> str:
         found = [row["model"], *(f"{row[f'sees {radius}']:.3f}" for radius in radii)]
         found += [percent(row["purified clean"]), *(percent(row[f"purified {radius}"]) for radius in radii)]
         lines.append("| " + " | ".join(found) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def study(file: str, title: str, about: str, columns: dict[str, str]) -> str:
+def study(file: str, about: str, columns: dict[str, str]) -> str:
     """Return the table of a study of purifiers (`tools/purifier_studies.py`): a row for each, "" where it has not been run."""
     path = ROOT / "results" / file
     if not path.exists():
@@ -52,8 +50,6 @@ def study(file: str, title: str, about: str, columns: dict[str, str]) -> str:
         }
     )
     lines = [
-        f"## {title}",
-        "",
         f"{about} {content['classifier']}, {content['data']}, n = {' to '.join(map(str, counts))}, l∞, seed {content['seed']}; "
         f"{content['protocol']}. CPU time of one thread, {content['environment']['hardware']}. `results/{file}`, `results/studies.sh`",
         "",
@@ -69,14 +65,13 @@ def study(file: str, title: str, about: str, columns: dict[str, str]) -> str:
         }
         cells = [written[key] if key in written else percent(row.get(key)) for key in columns]
         lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines)
 
 
 def scales() -> str:
     """Return the table and the chart of the study of scales."""
     text = study(
         "mask-scales.json",
-        "The scale of the masks",
         "The recommended descent (S 8, λ 3/255 cosine, η 16/255, mask 0.4, momentum 0.7) under masks of cells of so many pixels. "
         "*σ*: RMS error of the prediction of hidden pixels, in 255ths, the mean over the scales. *Sees*: masked loss attacked / clean "
         "at 2, 4, 8/255. All rows take eight gradients.",
@@ -92,15 +87,16 @@ def scales() -> str:
             "cpu_milliseconds": "ms an image",
         },
     )
-    picture = "![Accuracy over the error of the masked prediction, divided by the attack's budget](images/mask-scales.svg)\n\n"
-    return text + (picture if text else "")
+    picture = (
+        "![Accuracy over the error of the masked prediction, divided by the attack's budget](images/mask-scales.svg)"
+    )
+    return f"{text}\n\n{picture}" if text else ""
 
 
 def few_steps() -> str:
     """Return the table of the study of few steps."""
     return study(
         "few-steps.json",
-        "Few steps",
         "The recommended descent in fewer steps, the lengths of which add up to the same 13.5/255. *Passes*: forward + backward "
         "through the masked model. *Target only*: the gradient through the prediction's target, which needs no backward pass. "
         "*Distilled*: one pass that learnt what the eight steps make of an image.",
