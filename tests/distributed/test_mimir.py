@@ -41,7 +41,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def test_a_step_makes_one_reduction_and_gathers_images_and_encodings_once(runs):
-    assert (runs / "said").read_text().splitlines() == [f"{STEPS} {2 * STEPS}"] * 2
+    assert (runs / "said").read_text().splitlines() == [f"{STEPS} {2 * STEPS} 0"] * 2
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_for_bit(runs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,9 @@ def world(device: str) -> Iterator[World]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    # DistributedDataParallel imports it, and where it is first imported between joining and leaving it keeps the process group for
+    # good: gloo's threads would outlive the interpreter and now and then abort the process at its end.
+    importlib.import_module("torch._dynamo")
     # Processes of an evaluation meet only at its end, and some may be hours ahead of others.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=2))
     try:
