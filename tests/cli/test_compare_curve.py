@@ -74,6 +74,13 @@ def test_a_classifier_beside_the_same_purified(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "none"), str(tmp_path / "jpeg"), "--json"]) == 0
     rows = [row for row in json.loads(capsys.readouterr().out) if row["attack"] == "worst case"]
     assert rows[-1]["n"] == 1
+    told = read_json(tmp_path / "jpeg" / "run.json")
+    told["recipe"]["evaluate"]["of_an_older_version"] = 1
+    (tmp_path / "jpeg" / "run.json").write_text(json.dumps(told))
+    assert main(["compare", str(tmp_path / "none"), str(tmp_path / "jpeg"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert {row["attack"] for row in json.loads(captured.out)} == {"none", "gray-box"}
+    assert "was written by another version, whose recipes differ" in captured.err
     (tmp_path / "jpeg" / "run.json").write_text("{}")
     assert main(["compare", str(tmp_path / "none"), str(tmp_path / "jpeg")]) == 1
     assert "run.json is damaged: it has no 'recipe'" in capsys.readouterr().err.replace("\n", " ")
