@@ -11,6 +11,8 @@ CLASSIFIERS = {
     "resnet56": "the third-party ResNet-56",
     "fast-cnn-adversarial-cifar10": "our adversarially trained classifier (fast-cnn-adversarial-cifar10)",
 }
+WEAK = ("transfer-wins", "loss-not-rising")
+"""Checks by which the attacks through the purifier are seen not to work, so that less holds than is written."""
 ATTACKS = {"gray-box": "gray box", "full gradient": "gradient as published", "smooth gradient": "smooth gradient"}
 
 
@@ -20,6 +22,12 @@ def counted() -> dict[str, dict]:
     records = [json.loads(path.read_text()) for path in paths]
     whole = [record for record in records if "left_out" in record]
     return whole[-1]["results"] if whole else {}
+
+
+def failed(claim: dict) -> list[str]:
+    """Return the checks by which a row's attacks do not work, as links."""
+    red = [finding for finding in claim["findings"] if finding["level"] == "red" and finding["check"] in WEAK]
+    return list(dict.fromkeys(f"[{one['check']}]({one['link'].removeprefix('docs/')})" for one in red))
 
 
 def row_of(name: str, claim: dict, cost: dict | None) -> tuple[float, list[str]]:
@@ -35,7 +43,7 @@ def row_of(name: str, claim: dict, cost: dict | None) -> tuple[float, list[str]]
     shorter = " ‡" if "steps 5" in claim["protocol"]["full gradient"] else ""
     found = [name + shorter, claim["purifier"] or "", percent(cells["none", defence])]
     found += [percent(cells.get((attack, defence))) for attack in ATTACKS]
-    found += [f"**{percent(worst)}**", spent, passes]
+    found += [f"**{'≤ ' if failed(claim) else ''}{percent(worst)}**", spent, passes]
     return worst["accuracy"], found
 
 
@@ -66,6 +74,9 @@ def purifier_table() -> str:
             f"drawn (mean); {hardware}, one thread.",
             "",
         ]
+        weak = [f"{name} ({', '.join(failed(claim))})" for name, claim in claims if failed(claim)]
+        if weak:
+            sections += [f"*≤*: {'; '.join(weak)}.", ""]
     if not sections:
         return ""
     head = [
@@ -75,7 +86,7 @@ def purifier_table() -> str:
         "passed straight through. *Smooth gradient*: the same by tanh in the place of a sign, by a cubic in that of JPEG's rounding; "
         "where nothing is flat it is the same gradient. *Worst case*: image by "
         "image, the worst of what is there. *‡*: many passes, so PGD-5 and one draw a step, and no smooth gradient where nothing is "
-        "flat. Short attacks compare purifiers; they are no verdict, which the suites above give. "
+        "flat. *≤*: the checks see that attacks by gradient do not work there, so less holds. Short attacks compare purifiers; they are no verdict, which the suites above give. "
         "Generators and masked models are small ones of our own, trained for minutes: rows are methods on those, not the papers' "
         "numbers. *ms*: of purifying, at batch 32 before our classifier, one thread of a calm machine (`benchmarks/purifiers.py`). "
         "*Passes*: of the network, forward + backward, for each image. `results/table.sh`",
