@@ -30,8 +30,8 @@ def failed(claim: dict) -> list[str]:
     return list(dict.fromkeys(f"[{one['check']}]({one['link'].removeprefix('docs/')})" for one in red))
 
 
-def row_of(name: str, claim: dict, cost: dict | None) -> tuple[float, list[str]]:
-    """Return the worst case, by which rows are ordered, and the cells of a row."""
+def row_of(name: str, claim: dict, cost: dict | None) -> tuple[tuple[bool, float], list[str]]:
+    """Return what rows are ordered by, the shorter attacks last and the higher worst case first, and the cells of a row."""
     defence = "purified" if claim["purifier"] else "bare"
     cells = {(row["attack"], row["defence"]): row for row in claim["cells"]}
     passes = f"{cost['forward']:g} + {cost['backward']:g}" if cost else ""
@@ -40,11 +40,11 @@ def row_of(name: str, claim: dict, cost: dict | None) -> tuple[float, list[str]]
     worst = claim["worst_cases"][-1]
     # The claim's own times are of runs beside other work.
     spent = f"{cost['ms_an_image']:.1f}" if cost else ""
-    shorter = " ‡" if "steps 5" in claim["protocol"]["full gradient"] else ""
-    found = [name + shorter, claim["purifier"] or "", percent(cells["none", defence])]
+    shorter = "steps 5" in claim["protocol"]["full gradient"]
+    found = [name + " ‡" * shorter, claim["purifier"] or "", percent(cells["none", defence])]
     found += [percent(cells.get((attack, defence))) for attack in ATTACKS]
     found += [f"**{'≤ ' if failed(claim) else ''}{percent(worst)}**", spent, passes]
-    return worst["accuracy"], found
+    return (shorter, -worst["accuracy"]), found
 
 
 def purifier_table() -> str:
@@ -60,7 +60,7 @@ def purifier_table() -> str:
             continue
         first = claims[0][1]
         radius = first["worst_cases"][-1]["radius"]
-        rows = sorted((row_of(name, claim, costs.get(name)) for name, claim in claims), key=lambda row: -row[0])
+        rows = sorted((row_of(name, claim, costs.get(name)) for name, claim in claims), key=lambda row: row[0])
         draws = max(claim["draws"] for _, claim in claims)
         hardware = ", ".join(sorted({claim["environment"]["hardware"] for _, claim in claims}))
         sections += [
@@ -85,8 +85,9 @@ def purifier_table() -> str:
         "(there 200 and 20); for a descent by signs that is the identity but for its clips, and JPEG's rounding, whose own is zero, is "
         "passed straight through. *Smooth gradient*: the same by tanh in the place of a sign, by a cubic in that of JPEG's rounding; "
         "where nothing is flat it is the same gradient. *Worst case*: image by "
-        "image, the worst of what is there. *‡*: many passes, so PGD-5 and one draw a step, and no smooth gradient where nothing is "
-        "flat. *≤*: the checks see that attacks by gradient do not work there, so less holds. Short attacks compare purifiers; they are no verdict, which the suites above give. "
+        "image, the worst of what is there, chosen on one set of draws and scored on the other, so that luck does not count: where draws "
+        "are few it can lie a little above a single column. *‡*: many passes, so PGD-5 and one draw a step, and no smooth gradient where nothing is "
+        "flat; not to be ranked with the others. *≤*: the checks see that attacks by gradient do not work there, so less holds. Short attacks compare purifiers; they are no verdict, which the suites above give. "
         "Generators and masked models are small ones of our own, trained for minutes: rows are methods on those, not the papers' "
         "numbers. *ms*: of purifying, at batch 32 before our classifier, one thread of a calm machine (`benchmarks/purifiers.py`). "
         "*Passes*: of the network, forward + backward, for each image. `results/table.sh`",
