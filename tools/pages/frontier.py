@@ -31,7 +31,7 @@ GUIDES = (
 """Classifiers that tell a purifier what they believe: what it holds, it holds by them."""
 FRONTS |= dict.fromkeys(GUIDES, GUIDE)
 ASKED: tuple[str, Tone] = ("what was asked for", "neutral")
-SHORT: tuple[str, Tone] = ("three short attacks only", "gold")
+SHORT: tuple[str, Tone] = ("short attacks only", "gold")
 WIDTH, LEGEND, TITLE = 440, 26, 30
 
 
@@ -175,8 +175,8 @@ def frontier(known: list[Point]) -> str:
         "",
         "Every evaluation that is more than a gray box and the identity, failures included; the worst case image by image over so many "
         "attacks, on fresh draws by their mean, with its 95 % interval (by majority, and for an attacker who knows the draws, it is "
-        "lower: [every evaluation](evaluations.md)). Without a number: the rows of the table of purifiers (`results/table`), which took three "
-        "short attacks and would fall further under a suite. Squares: what was asked for, before the ResNet-56 half in the worst case "
+        "lower: [every evaluation](evaluations.md)). Without a number: the rows of the table of purifiers (`results/table`), which took two or "
+        "three short attacks and would fall further under a suite. Squares: what was asked for, before the ResNet-56 half in the worst case "
         "at 2/255 and nine in ten without an attack, and before the adversarially trained classifier "
         f"three points more than it has alone at 8/255. By the suites, {reached(known)}",
         "",

@@ -87,7 +87,7 @@ def purifier_table() -> str:
         "where nothing is flat it is the same gradient. *Worst case*: image by "
         "image, the worst of what is there, chosen on one set of draws and scored on the other, so that luck does not count: where draws "
         "are few it can lie a little above a single column. *‡*: many passes, so PGD-5 and one draw a step, and no smooth gradient where nothing is "
-        "flat; not to be ranked with the others. *≤*: the checks see that attacks by gradient do not work there, so less holds. Short attacks compare purifiers; they are no verdict, which the suites above give. "
+        "flat; not to be ranked with the others. *≤*: the checks see that attacks by gradient do not work there, so what stands there is an upper bound, and by how much is not known. Short attacks compare purifiers; they are no verdict, which the suites above give. "
         "Generators and masked models are small ones of our own, trained for minutes: rows are methods on those, not the papers' "
         "numbers. *ms*: of purifying, at batch 32 before our classifier, one thread of a calm machine (`benchmarks/purifiers.py`). "
         "*Passes*: of the network, forward + backward, for each image. `results/table.sh`",
