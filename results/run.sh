@@ -46,6 +46,8 @@ for mode in "identity: identity" "exact: exact, clip: exact" "tanh, exact clips:
 done
 case_of gradient-modes-fast-cnn-mae-patch2 "evaluate gradient-modes" fast-cnn-cifar10 amrm-mae-patch2-cifar10 --radii '[2/255]' --attacks "$few]"
 case_of gradient-modes-resnet56-mae-patch2 "evaluate gradient-modes" "$resnet56" amrm-mae-patch2-cifar10 --radii '[2/255]' --attacks "$few]"
+# SOAP by more steps than its row of the table has: the identity needs no pass back through the descent.
+case_of identity-fast-cnn-soap "evaluate purifier-table" fast-cnn-cifar10 soap-cifar10 --radii '[2/255]' --attacks '[{name: gray-box, attack: pgd, against: classifier, options: {steps: 20}}, {name: identity, attack: pgd, options: {steps: 20}}]'
 # Everything that a purifier must face.
 case_of adaptive-resnet56-masked-conv "evaluate adaptive-purifier" "$resnet56" recommended-cifar10 --radii '[4/255]'
 # The same for four steps by the target alone: half of the passes forward, and none backward.
