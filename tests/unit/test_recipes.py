@@ -141,9 +141,8 @@ def test_every_robustify_recipe_runs_two_steps(name, shrunken, tmp_path):
         words += ["--amrm.steps", "2"]
     if name.startswith("paper-"):
         begun = shrunken["maskdit" if "maskdit" in name else "mae"]
-    if (
-        name.startswith("paper-") or recipe.arch is not None
-    ):  # what is not in the zoo: large, or a file of someone else's
+    # Where the classifier is not in the zoo: large, or a file of someone else's.
+    if name.startswith("paper-") or recipe.arch is not None:
         words += ["--classifier", "fast-cnn-cifar10", "--arch", "null"]
     while str(begun).startswith("runs/"):  # what another recipe leaves there: begin where that one begins
         begun = load_recipe(RobustifyRecipe, Path(begun).name).masked_model

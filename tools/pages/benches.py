@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-from pages.words import ROOT
-
-
-def _newest(name: str) -> tuple[str, dict[str, Any]] | None:
-    paths = sorted((ROOT / "benchmarks" / "records").glob(f"*-{name}/record.json"))
-    return (paths[-1].parent.name, json.loads(paths[-1].read_text())) if paths else None
-
-
-def _machine(record: dict[str, Any]) -> str:
-    machine = record["environment"]
-    return f"{machine['hardware']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+from pages.words import hardware, newest_record
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -25,7 +12,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 def gradients() -> str:
     """Return what a gradient through a purification costs in time and memory, and how far it is from the full graph's."""
-    found = _newest("adjoint")
+    found = newest_record("adjoint")
     if found is None:
         return ""
     folder, record = found
@@ -45,7 +32,7 @@ def gradients() -> str:
     lines = [
         f"Value and gradient of {record['batch']} images through S steps, mode tanh; the other modes cost the same, the identity what "
         "purifying costs. *Full graph*: every step kept by autograd, second derivatives and all. *Off*: relative distance from its "
-        f"gradient, single precision. {_machine(record)}, {record['rounds']} interleaved rounds. `benchmarks/records/{folder}`",
+        f"gradient, single precision. {hardware(record)}, {record['rounds']} interleaved rounds. `benchmarks/records/{folder}`",
         "",
         *_table(["purification", "product", "ms an image", "× purifying", "MiB held", "off"], rows),
     ]
@@ -54,7 +41,7 @@ def gradients() -> str:
 
 def against_auto_attack() -> str:
     """Return our ensemble beside AutoAttack's standard version: what each leaves, and at what cost."""
-    found = _newest("auto-attack")
+    found = newest_record("auto-attack")
     if found is None:
         return ""
     folder, record = found
@@ -79,7 +66,7 @@ def against_auto_attack() -> str:
 
 def pretraining_steps() -> str:
     """Return what a step of MIMIR costs, beside plain MAE and a plain reference."""
-    found = _newest("mimir-step")
+    found = newest_record("mimir-step")
     if found is None:
         return ""
     folder, record = found
@@ -101,7 +88,7 @@ def pretraining_steps() -> str:
     lines = [
         "MIMIR with one attack step, against a plain reference in the style of research code on the same weights, and against plain MAE "
         "by the same code; *free*: the attack's gradient is that of the step before. Asked for were 1.3 at least, and 1.75 and 1.05 at most. "
-        f"{_machine(record)}, medians of {record['rounds']} interleaved rounds. `benchmarks/records/{folder}`",
+        f"{hardware(record)}, medians of {record['rounds']} interleaved rounds. `benchmarks/records/{folder}`",
         "",
         *_table([*heads, "images a second"], rows),
     ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from pages.words import ROOT
+from pages.words import hardware, newest_record
 
 COUNTERPARTS = {
     "DiffPure": "diffpure-ddpm-unet-cifar10",
@@ -22,23 +20,19 @@ def passes(forward: float, backward: float) -> str:
 
 def speeds() -> str:
     """Return the table of what every purifier costs, by the newest record, and the paper's times."""
-    paths = sorted((ROOT / "benchmarks" / "records").glob("*-purifiers/record.json"))
-    records = [(path.parent, json.loads(path.read_text())) for path in paths]
-    # Those that do not tell what was left out are older than the right count of backward passes.
-    records = [(folder, record) for folder, record in records if "left_out" in record]
-    if not records:
+    newest = newest_record("purifiers")
+    if newest is None:
         return ""
-    folder, record = records[-1]
+    folder, record = newest
     rows, machine = record["results"], record["environment"]
-    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     lines = [
         f"{record['batch']} images of 32 × 32 pixels at once, medians of {record['rounds']} interleaved rounds of one run, "
-        f"processor time; {machine['hardware']}, {threads}, torch {machine['torch']}, commit {machine['commit']}. *Passes*: "
+        f"processor time; {hardware(record)}, torch {machine['torch']}, commit {machine['commit']}. *Passes*: "
         "images through the masked model or the denoiser, forward + backward, for each image; *of the classifier*: through "
         f"{record['defended']}, which is defended. *Plain*: the same purifier as one would first write it "
         "(`benchmarks/reference.py`), given its masks and noise, which ours draws; *the same* where no plain form differs. "
         "*Apart*: percent of the pixel values at which the two differ by more than a quarter of a grey level. "
-        f"`benchmarks/records/{folder.name}`",
+        f"`benchmarks/records/{folder}`",
         "",
         "| recipe | | passes | of the classifier | ms an image | plain, ms | plain / ours | apart |",
         "|---" * 8 + "|",
@@ -61,7 +55,7 @@ def speeds() -> str:
         "are larger than ours (MAE-Base has a hundred times the weights of our masked autoencoder), its steps are others, and so "
         "is the machine: the columns side by side say nothing of which code is faster.",
         "",
-        f"| Table 5 | CIFAR-10, s | ImageNet, s | here, {record['batch']} images of 32 × 32, s ({machine['hardware']}, {threads}) |",
+        f"| Table 5 | CIFAR-10, s | ImageNet, s | here, {record['batch']} images of 32 × 32, s ({hardware(record)}) |",
         "|---|---|---|---|",
     ]
     for name, seconds in paper["seconds"].items():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from pages.words import ROOT, budget, hardware
+from pages.words import budget, claims, hardware
 
 ATTACKERS = {"gray-box": "gray box", "aware of the detector": "knows it"}
 
@@ -25,8 +23,7 @@ def share(row: dict) -> str:
 
 def detections() -> str:
     """Return the table of scores by budgets: how well attacked images are told from clean ones, and what slips through."""
-    known = ((path.parent, json.loads(path.read_text())) for path in sorted((ROOT / "results").glob("*/claim.json")))
-    claims = [(folder, claim) for folder, claim in known if "score" in claim]
+    known = [(folder, claim) for folder, claim in claims("*") if "score" in claim]
     columns = [f"{name}: {what}" for name in ATTACKERS.values() for what in ("AUROC", "detected", "fooled, undetected")]
     lines = [
         "*AUROC*: chance that an attacked image scores above a clean one; 0.5 is guessing. *Detected*: percent of the attacked "
@@ -40,7 +37,7 @@ def detections() -> str:
         "|---" * (len(columns) + 2) + "|",
     ]
     notes = []
-    for folder, claim in sorted(claims, key=lambda pair: list(SCORES).index(pair[1]["score"])):
+    for folder, claim in sorted(known, key=lambda pair: list(SCORES).index(pair[1]["score"])):
         cells = {(row["attack"], row["radius"]): row for row in claim["attacks"]}
         for radius in dict.fromkeys(row["radius"] for row in claim["attacks"]):
             found = [claim["score"], budget(claim, radius)]

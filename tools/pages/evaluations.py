@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pages.words import ROOT, budget, hardware, percent
+from pages.words import budget, claims, hardware, percent
 
 HEAD = """# Every evaluation
 
@@ -22,12 +21,11 @@ draws: the weakest attack that knows it, so an upper bound. Nothing here is a cl
 def evaluations() -> str:
     """Return the page: data set by data set, the tables in the order of their folders' names."""
     parts: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "results").glob("*/claim.json")):
-        claim = json.loads(path.read_text())
+    for folder, claim in claims("*"):
         if "score" in claim:  # a detector, which results.md has
             continue
         write = certificate if "certified" in claim else table
-        parts.setdefault(claim["data"], []).append(write(claim, path.parent))
+        parts.setdefault(claim["data"], []).append(write(claim, folder))
     sections = (f"## {data}\n\n" + "\n\n".join(tables) for data, tables in parts.items())
     return HEAD + "\n" + "\n\n".join(sections) + "\n"
 

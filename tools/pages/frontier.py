@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import robustmim.report
-from pages.words import ROOT, percent
+from pages.words import ROOT, claims, percent
 from robustmim.report.figures import Line, LinePlot, Tone, draw, legend
 
 PICTURE = ROOT / "docs" / "images" / "frontier.svg"
@@ -51,12 +50,11 @@ class Point:
 def points() -> list[Point]:
     """Return all of them: budget by budget, classifier by classifier, the worst case that is highest first."""
     found = []
-    for path in (path for group in GROUPS for path in (ROOT / "results").glob(f"{group}/claim.json")):
-        claim = json.loads(path.read_text())
+    for folder, claim in (one for group in GROUPS for one in claims(group)):
         defence = "purified" if claim["purifier"] else "bare"
         clean = next(row for row in claim["cells"] if (row["attack"], row["defence"]) == ("none", defence))
         attacks = len({row["attack"] for row in claim["cells"]} - {"none"})
-        where = str(path.parent.relative_to(ROOT))
+        where = str(folder.relative_to(ROOT))
         found += [
             Point(claim["classifier"], row["radius"], claim["purifier"], clean, row, attacks, where)
             for row in claim["worst_cases"]
@@ -175,8 +173,8 @@ def frontier(known: list[Point]) -> str:
         "",
         "Every evaluation that is more than a gray box and the identity, failures included; the worst case image by image over so many "
         "attacks, on fresh draws by their mean, with its 95 % interval (by majority, and for an attacker who knows the draws, it is "
-        "lower: [every evaluation](evaluations.md)). Without a number: the rows of the table of purifiers (`results/table`), which took two or "
-        "three short attacks and would fall further under a suite. Squares: what was asked for, before the ResNet-56 half in the worst case "
+        "lower: [every evaluation](evaluations.md)). Without a number: the rows of the table of purifiers (`results/table`), which took "
+        "two or three short attacks and would fall further under a suite. Squares: what was asked for, before the ResNet-56 half in the worst case "
         "at 2/255 and nine in ten without an attack, and before the adversarially trained classifier "
         f"three points more than it has alone at 8/255. By the suites, {reached(known)}",
         "",

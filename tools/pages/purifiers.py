@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from pages.words import ROOT, percent
+from pages.words import claims, newest_record, percent
 
 CLASSIFIERS = {
     "fast-cnn-cifar10": "our classifier (fast-cnn-cifar10)",
@@ -18,10 +16,8 @@ ATTACKS = {"gray-box": "gray box", "full gradient": "gradient as published", "sm
 
 def counted() -> dict[str, dict]:
     """Return the newest record of what each purifier costs, by the name of its recipe."""
-    paths = sorted((ROOT / "benchmarks" / "records").glob("*-purifiers/record.json"))
-    records = [json.loads(path.read_text()) for path in paths]
-    whole = [record for record in records if "left_out" in record]
-    return whole[-1]["results"] if whole else {}
+    found = newest_record("purifiers")
+    return found[1]["results"] if found else {}
 
 
 def failed(claim: dict) -> list[str]:
@@ -49,20 +45,16 @@ def row_of(name: str, claim: dict, cost: dict | None) -> tuple[tuple[bool, float
 
 def purifier_table() -> str:
     """Return all sections; "" if nothing has been measured."""
-    folder, costs = ROOT / "results" / "table", counted()
-    sections = []
+    costs, sections = counted(), []
     for short, title in CLASSIFIERS.items():
-        claims = [
-            (path.parent.name.removeprefix(f"{short}--"), json.loads(path.read_text()))
-            for path in sorted(folder.glob(f"{short}--*/claim.json"))
-        ]
-        if not claims:
+        found = [(folder.name.removeprefix(f"{short}--"), claim) for folder, claim in claims(f"table/{short}--*")]
+        if not found:
             continue
-        first = claims[0][1]
+        first = found[0][1]
         radius = first["worst_cases"][-1]["radius"]
-        rows = sorted((row_of(name, claim, costs.get(name)) for name, claim in claims), key=lambda row: row[0])
-        draws = max(claim["draws"] for _, claim in claims)
-        hardware = ", ".join(sorted({claim["environment"]["hardware"] for _, claim in claims}))
+        rows = sorted((row_of(name, claim, costs.get(name)) for name, claim in found), key=lambda row: row[0])
+        draws = max(claim["draws"] for _, claim in found)
+        hardware = ", ".join(sorted({claim["environment"]["hardware"] for _, claim in found}))
         sections += [
             f"### In front of {title}, ε = {radius}",
             "",
@@ -74,7 +66,7 @@ def purifier_table() -> str:
             f"drawn (mean); {hardware}, one thread.",
             "",
         ]
-        weak = [f"{name} ({', '.join(failed(claim))})" for name, claim in claims if failed(claim)]
+        weak = [f"{name} ({', '.join(failed(claim))})" for name, claim in found if failed(claim)]
         if weak:
             sections += [f"*≤*: {'; '.join(weak)}.", ""]
     if not sections:
@@ -85,9 +77,10 @@ def purifier_table() -> str:
         "(there 200 and 20); for a descent by signs that is the identity but for its clips, and JPEG's rounding, whose own is zero, is "
         "passed straight through. *Smooth gradient*: the same by tanh in the place of a sign, by a cubic in that of JPEG's rounding; "
         "where nothing is flat it is the same gradient. *Worst case*: image by "
-        "image, the worst of what is there, chosen on one set of draws and scored on the other, so that luck does not count: where draws "
-        "are few it can lie a little above a single column. *‡*: many passes, so PGD-5 and one draw a step, and no smooth gradient where nothing is "
-        "flat; not to be ranked with the others. *≤*: the checks see that attacks by gradient do not work there, so what stands there is an upper bound, and by how much is not known. Short attacks compare purifiers; they are no verdict, which the suites above give. "
+        "image, the worst of what is there, chosen on one set of draws and scored on the other, so that luck does not count: "
+        "where draws are few it can lie a little above a single column. *‡*: many passes, so PGD-5 and one draw a step, and no "
+        "smooth gradient where nothing is flat; not to be ranked with the others. *≤*: the checks see that attacks by gradient do "
+        "not work there, so what stands there is an upper bound, and by how much is not known. Short attacks compare purifiers; they are no verdict, which the suites above give. "
         "Generators and masked models are small ones of our own, trained for minutes: rows are methods on those, not the papers' "
         "numbers. *ms*: of purifying, at batch 32 before our classifier, one thread of a calm machine (`benchmarks/purifiers.py`). "
         "*Passes*: of the network, forward + backward, for each image. `results/table.sh`",

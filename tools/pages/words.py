@@ -1,10 +1,24 @@
-"""How numbers are written on the page."""
+"""What is read from the committed files, and how numbers are written on the pages."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+
+
+def claims(pattern: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the folders of results/ that match and have a claim, by name, and what it says."""
+    paths = sorted((ROOT / "results").glob(f"{pattern}/claim.json"))
+    return [(path.parent, json.loads(path.read_text())) for path in paths]
+
+
+def newest_record(bench: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the folder's name and the newest record of a bench; None if it has never been run."""
+    paths = sorted((ROOT / "benchmarks" / "records").glob(f"*-{bench}/record.json"))
+    return (paths[-1].parent.name, json.loads(paths[-1].read_text())) if paths else None
 
 
 def percent(row: dict | None) -> str:
